@@ -260,7 +260,11 @@ def to_yaml(config: Config) -> str:
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of every leaf."""
-    values = config.items() if isinstance(config, dict) else ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    values = (
+        config.items()
+        if isinstance(config, dict)
+        else ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    )
     for name, value in values:
         if dataclasses.is_dataclass(value) or isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")
@@ -274,7 +278,7 @@ def check_resume(old: Config, new: Config) -> None:
     bad = [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, None) != after.get(key, None) and not _may_change(key)
+        if before.get(key) != after.get(key) and not _may_change(key)
     ]
     if bad:
         raise ConfigError(
@@ -294,7 +298,10 @@ def _read_yaml(path: Path) -> DictConfig:
         loaded = OmegaConf.load(path)
     except FileNotFoundError:
         raise ConfigError(
-            "a config file is missing", expected="a YAML file", found=str(path), do="check the path; configs/ has examples"
+            "a config file is missing",
+            expected="a YAML file",
+            found=str(path),
+            do="check the path; configs/ has examples",
         ) from None
     except IsADirectoryError:
         raise ConfigError(
@@ -302,10 +309,18 @@ def _read_yaml(path: Path) -> DictConfig:
         ) from None
     except Exception as error:  # YAML libraries raise a dozen classes for one thing: this is not YAML
         first = str(error).strip().replace("\n", " ")[:160]
-        raise ConfigError("a config file is not valid YAML", expected="key: value lines", found=f"{path}: {first}", do="mend that place") from error
+        raise ConfigError(
+            "a config file is not valid YAML",
+            expected="key: value lines",
+            found=f"{path}: {first}",
+            do="mend that place",
+        ) from error
     if not isinstance(loaded, DictConfig):
         raise ConfigError(
-            "a config file holds no settings", expected="key: value lines", found=f"{path}: a {type(loaded).__name__}", do="see configs/demo.yaml"
+            "a config file holds no settings",
+            expected="key: value lines",
+            found=f"{path}: a {type(loaded).__name__}",
+            do="see configs/demo.yaml",
         )
     return loaded
 
@@ -352,7 +367,12 @@ def _config_error(error: OmegaConfBaseException, origin: str) -> ConfigError:
         what, expected = f"unknown setting `{key}`", "a key of `fmscale train --print-config`"
     else:
         what, expected = f"setting `{key}` has a value of the wrong kind", cause
-    return ConfigError(what, expected=expected, found=f"{cause} ({origin})", do=hint or "see `fmscale train --print-config` for keys, types and defaults")
+    return ConfigError(
+        what,
+        expected=expected,
+        found=f"{cause} ({origin})",
+        do=hint or "see `fmscale train --print-config` for keys, types and defaults",
+    )
 
 
 def validate(config: Config, world_size: int | None = None) -> None:
@@ -362,13 +382,26 @@ def validate(config: Config, world_size: int | None = None) -> None:
     """
     model, data, parallel, train = config.model, config.data, config.parallel, config.train
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.run.name):
-        raise ConfigError("run.name is no plain name", expected="letters, digits, `.`, `_`, `-`", found=config.run.name, do="choose such a name")
+        raise ConfigError(
+            "run.name is no plain name",
+            expected="letters, digits, `.`, `_`, `-`",
+            found=config.run.name,
+            do="choose such a name",
+        )
     _at_least_one(config)
     if not 0 <= parallel.zero <= 3:
-        raise ConfigError("parallel.zero is no ZeRO stage", expected="0, 1, 2 or 3", found=str(parallel.zero), do="set parallel.zero=1")
+        raise ConfigError(
+            "parallel.zero is no ZeRO stage",
+            expected="0, 1, 2 or 3",
+            found=str(parallel.zero),
+            do="set parallel.zero=1",
+        )
     if parallel.tp != 1:
         raise ConfigError(
-            "tensor parallelism is not in this version", expected="parallel.tp=1", found=f"parallel.tp={parallel.tp}", do="use parallel.dp or parallel.pp"
+            "tensor parallelism is not in this version",
+            expected="parallel.tp=1",
+            found=f"parallel.tp={parallel.tp}",
+            do="use parallel.dp or parallel.pp",
         )
     if parallel.pp > 1 and config.engine != "pipe":
         raise ConfigError(
@@ -460,7 +493,10 @@ def validate(config: Config, world_size: int | None = None) -> None:
     for name, source in data.sources.items():
         if not source.weight > 0 or not math.isfinite(source.weight):
             raise ConfigError(
-                f"source `{name}` has an impossible weight", expected="a number > 0", found=str(source.weight), do="set a weight, or leave the source out"
+                f"source `{name}` has an impossible weight",
+                expected="a number > 0",
+                found=str(source.weight),
+                do="set a weight, or leave the source out",
             )
         if not (Path(source.corpus) / "manifest.json").is_file():
             raise ConfigError(
@@ -472,22 +508,19 @@ def validate(config: Config, world_size: int | None = None) -> None:
 
 
 def _at_least_one(config: Config) -> None:
-    positive = (
-        "model.d_model model.n_layers model.n_heads model.n_kv_heads data.seq_len data.window_chunks data.readers_per_node "
-        "data.prefetch_batches parallel.dp parallel.pp parallel.tp train.steps train.global_batch train.micro_batch "
-        "train.threads_per_rank optim.lr launch.timeout_s logging.console_every_steps"
-    ).split()
-    never_negative = (
-        "model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps "
-        "schedule.final_lr_ratio checkpoint.every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts"
-    ).split()
+    positive = ["model.d_model", "model.n_layers", "model.n_heads", "model.n_kv_heads", "data.seq_len", "data.window_chunks", "data.readers_per_node", "data.prefetch_batches", "parallel.dp", "parallel.pp", "parallel.tp", "train.steps", "train.global_batch", "train.micro_batch", "train.threads_per_rank", "optim.lr", "launch.timeout_s", "logging.console_every_steps"]
+    never_negative = ["model.vocab_size", "model.d_ff", "model.init_std", "optim.weight_decay", "optim.eps", "schedule.warmup_steps", "schedule.decay_steps", "schedule.final_lr_ratio", "checkpoint.every_steps", "eval.every_steps", "eval.rows", "train.grad_clip", "launch.max_restarts"]
     values = dict(flatten(config))
     for key in positive:
         if not values[key] > 0:
-            raise ConfigError(f"{key} is too small", expected="more than 0", found=str(values[key]), do="set a positive value")
+            raise ConfigError(
+                f"{key} is too small", expected="more than 0", found=str(values[key]), do="set a positive value"
+            )
     for key in never_negative:
         if not values[key] >= 0:
-            raise ConfigError(f"{key} is negative", expected="0 or more", found=str(values[key]), do="set 0 or a positive value")
+            raise ConfigError(
+                f"{key} is negative", expected="0 or more", found=str(values[key]), do="set 0 or a positive value"
+            )
 
 
 def _nearest(value: int, legal: list[int]) -> str:

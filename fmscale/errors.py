@@ -25,7 +25,9 @@ class FmscaleError(Exception):
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", do: str = "") -> None:
         parts = [what]
-        parts += [f"  {label}: {text}" for label, text in (("expected", expected), ("found", found), ("do", do)) if text]
+        parts += [
+            f"  {label}: {text}" for label, text in (("expected", expected), ("found", found), ("do", do)) if text
+        ]
         super().__init__("\n".join(parts))
 
 

@@ -1,0 +1,142 @@
+"""YAML files and `key=value` arguments, merged left to right over a frozen dataclass.
+
+    config = load_settings(Config, ["configs/demo.yaml", "mine.yaml"], ["train.steps=100"])
+
+OmegaConf does the merging against the dataclass: an unknown key is refused with a suggestion, a wrong type with the
+type. Its resolvers are switched off, because `${oc.env:...}` in a foreign file would read any secret.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fmscale.errors import ConfigError
+
+Schema = TypeVar("Schema")
+
+
+def load_settings(schema: type[Schema], files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Schema:
+    """Merge `files` left to right over the defaults of `schema`, then `overrides`.
+
+    Raises ConfigError: a file that is missing or no YAML, an unknown key (with the nearest known one), a value of the
+    wrong type, an interpolation, an override without `=`.
+    """
+    OmegaConf.clear_resolvers()
+    merged: Any = OmegaConf.structured(schema)
+    for file in files:
+        merged = _merge(merged, _read_yaml(Path(file)), str(file))
+    for override in overrides:
+        if not re.match(r"^[A-Za-z_][\w.\-]*=", override):
+            raise ConfigError(
+                "an argument is neither a file nor a setting",
+                expected="FILE.yaml or key=value, for example train.steps=100",
+                found=override,
+                do="write the setting with `=` and no spaces around it",
+            )
+        merged = _merge(merged, _dotlist(override), f"the argument {override}")
+    return _to_object(schema, merged)
+
+
+def settings_from_yaml(schema: type[Schema], text: str, origin: str) -> Schema:
+    """What `settings_to_yaml` wrote; `origin` names the place in errors."""
+    OmegaConf.clear_resolvers()
+    return _to_object(schema, _merge(OmegaConf.structured(schema), _mapping(OmegaConf.create(text), origin), origin))
+
+
+def settings_to_yaml(settings: Any) -> str:
+    return OmegaConf.to_yaml(OmegaConf.structured(settings), resolve=False)
+
+
+def _to_object(schema: type[Schema], merged: Any) -> Schema:
+    try:
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise _config_error(error, "the settings") from error
+    assert isinstance(settings, schema), f"OmegaConf made a {type(settings).__name__} of {schema.__name__}"
+    return settings
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise ConfigError(
+            "a config file is missing",
+            expected="a YAML file",
+            found=f"{path} is {'a directory' if path.is_dir() else 'not there'}",
+            do="check the path; configs/ has examples",
+        )
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # YAML libraries raise a dozen classes for one thing: this is not YAML
+        raise ConfigError(
+            "a config file is not valid YAML",
+            expected="key: value lines",
+            found=f"{path}: {' '.join(str(error).split())[:160]}",
+            do="mend that place",
+        ) from error
+    return _mapping(loaded, str(path))
+
+
+def _mapping(loaded: Any, origin: str) -> DictConfig:
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(
+            "a config file holds no settings",
+            expected="key: value lines",
+            found=f"{origin}: a {type(loaded).__name__}",
+            do="see configs/demo.yaml",
+        )
+    return loaded
+
+
+def _dotlist(override: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:  # the value is YAML too
+        raise ConfigError(
+            "a setting's value is not valid YAML", expected="key=value", found=override, do="quote the value"
+        ) from error
+
+
+def _merge(base: Any, update: DictConfig, origin: str) -> Any:
+    for key, value in _leaves(OmegaConf.to_container(update, resolve=False)):
+        if isinstance(value, str) and "${" in value:
+            raise ConfigError(
+                "interpolation is switched off in settings",
+                expected="a plain value",
+                found=f"{key}={value} in {origin}",
+                do="write the value itself; tools that need a secret read it from the environment themselves",
+            )
+    try:
+        return OmegaConf.merge(base, update)
+    except OmegaConfBaseException as error:
+        raise _config_error(error, origin) from error
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{prefix}{key}.")
+    else:
+        yield prefix.rstrip("."), node
+
+
+def _config_error(error: OmegaConfBaseException, origin: str) -> ConfigError:
+    """Our words for OmegaConf's: its first line is the cause, a `Did you mean` line the remedy."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = getattr(error, "full_key", None) or "?"
+    hint = next((line for line in lines if "Did you mean" in line), "")
+    remedy = "`fmscale train --print-config` shows every key with its default"
+    if hint or "not in" in lines[0]:
+        suggestion = re.search(r"Did you mean:? *'?([\w.]+)'?", hint)
+        return ConfigError(
+            f"unknown setting `{key}`",
+            expected="a key of the schema",
+            found=f"{key} in {origin}",
+            do=f"did you mean `{suggestion[1]}`? ({remedy})" if suggestion else remedy,
+        )
+    return ConfigError(f"setting `{key}` has a wrong value", expected=lines[0], found=origin, do=remedy)

@@ -1,0 +1,173 @@
+"""What cannot work together is refused here, with all the values and the nearest that could."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+from fmscale.config import Config, flatten
+from fmscale.errors import ConfigError
+
+POSITIVE = """
+    model.d_model model.n_layers model.n_heads model.n_kv_heads data.seq_len data.window_chunks data.readers_per_node
+    data.prefetch_batches parallel.dp parallel.pp parallel.tp train.steps train.global_batch train.micro_batch
+    train.threads_per_rank optim.lr launch.timeout_s logging.console_every_steps
+"""
+NOT_NEGATIVE = """
+    model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
+    schedule.final_lr_ratio checkpoint.every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts
+"""
+
+
+def validate(config: Config, world_size: int | None = None) -> None:
+    """Refuse what cannot work together, with all the values and the nearest that could.
+
+    world_size: ranks that there are, where the caller knows it (torchrun); None: as many as the config asks for.
+    """
+    model, data, parallel, train = config.model, config.data, config.parallel, config.train
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.run.name):
+        raise ConfigError(
+            "run.name is no plain name",
+            expected="letters, digits, `.`, `_`, `-`",
+            found=config.run.name,
+            do="choose such a name",
+        )
+    _at_least_one(config)
+    if not 0 <= parallel.zero <= 3:
+        raise ConfigError(
+            "parallel.zero is no ZeRO stage",
+            expected="0, 1, 2 or 3",
+            found=str(parallel.zero),
+            do="set parallel.zero=1",
+        )
+    if parallel.tp != 1:
+        raise ConfigError(
+            "tensor parallelism is not in this version",
+            expected="parallel.tp=1",
+            found=f"parallel.tp={parallel.tp}",
+            do="use parallel.dp or parallel.pp",
+        )
+    if parallel.pp > 1 and config.engine != "pipe":
+        raise ConfigError(
+            "pipeline stages need the pipeline engine",
+            expected="engine=pipe, or parallel.pp=1",
+            found=f"engine={config.engine}, parallel.pp={parallel.pp}",
+            do="set engine=pipe",
+        )
+    if config.engine == "pipe" and parallel.zero > 1:
+        raise ConfigError(
+            "ZeRO 2 and 3 do not work in a pipeline (they shard gradients that the pipeline still adds to)",
+            expected="parallel.zero=0 or 1 with engine=pipe",
+            found=f"parallel.zero={parallel.zero}",
+            do="set parallel.zero=1, or engine=zero with parallel.pp=1",
+        )
+    if parallel.pp > model.n_layers:
+        raise ConfigError(
+            "more pipeline stages than layers",
+            expected=f"parallel.pp <= model.n_layers={model.n_layers}",
+            found=f"parallel.pp={parallel.pp}",
+            do=f"set parallel.pp={model.n_layers} or fewer",
+        )
+    if world_size is not None and world_size != config.world_size:
+        raise ConfigError(
+            "the number of ranks does not fit",
+            expected=f"dp {parallel.dp} x pp {parallel.pp} x tp {parallel.tp} = {config.world_size} ranks",
+            found=f"{world_size} ranks",
+            do=f"start {config.world_size}, or set parallel.dp={max(1, world_size // (parallel.pp * parallel.tp))}",
+        )
+    if model.d_model % model.n_heads or model.head_dim % 2:
+        legal = [h for h in range(1, model.d_model + 1) if model.d_model % h == 0 and (model.d_model // h) % 2 == 0]
+        raise ConfigError(
+            "the width does not divide into heads of even width",
+            expected="model.d_model = model.n_heads x an even head width",
+            found=f"model.d_model={model.d_model}, model.n_heads={model.n_heads}",
+            do=f"set model.n_heads to {_nearest(model.n_heads, legal)}",
+        )
+    if model.n_heads % model.n_kv_heads:
+        legal = [h for h in range(1, model.n_heads + 1) if model.n_heads % h == 0]
+        raise ConfigError(
+            "query heads do not divide into key-value heads",
+            expected="model.n_heads a multiple of model.n_kv_heads",
+            found=f"model.n_heads={model.n_heads}, model.n_kv_heads={model.n_kv_heads}",
+            do=f"set model.n_kv_heads to {_nearest(model.n_kv_heads, legal)}",
+        )
+    if train.global_batch < parallel.dp:
+        raise ConfigError(
+            "the global batch has fewer rows than there are data-parallel ranks",
+            expected="train.global_batch >= parallel.dp",
+            found=f"{train.global_batch} < {parallel.dp} (train.micro_batch={train.micro_batch})",
+            do=f"set train.global_batch={parallel.dp} or parallel.dp={train.global_batch}",
+        )
+    rows = math.ceil(train.global_batch / parallel.dp)
+    if train.micro_batch > rows:
+        raise ConfigError(
+            "a micro-batch is larger than a rank's share of the global batch",
+            expected=f"train.micro_batch <= global_batch / dp = {train.global_batch} / {parallel.dp} = {rows}",
+            found=f"train.micro_batch={train.micro_batch}",
+            do=f"set train.micro_batch={rows}, or train.global_batch={train.micro_batch * parallel.dp}",
+        )
+    if config.schedule.warmup_steps > train.steps:
+        raise ConfigError(
+            "the learning rate would never leave its warm-up",
+            expected=f"schedule.warmup_steps <= train.steps={train.steps}",
+            found=f"schedule.warmup_steps={config.schedule.warmup_steps}",
+            do=f"set schedule.warmup_steps={max(1, train.steps // 10)}",
+        )
+    if config.schedule.kind == "wsd" and config.schedule.warmup_steps + config.schedule.decay_steps > train.steps:
+        raise ConfigError(
+            "warm-up and decay are longer than the run",
+            expected=f"schedule.warmup_steps + schedule.decay_steps <= train.steps={train.steps}",
+            found=f"{config.schedule.warmup_steps} + {config.schedule.decay_steps}",
+            do="shorten one of them",
+        )
+    if config.checkpoint.keep < 2:
+        raise ConfigError(
+            "a single kept checkpoint has no predecessor to fall back to",
+            expected="checkpoint.keep >= 2",
+            found=f"checkpoint.keep={config.checkpoint.keep}",
+            do="set checkpoint.keep=2",
+        )
+    if not data.sources:
+        raise ConfigError(
+            "no data to train on",
+            expected="at least one data.sources.NAME.corpus",
+            found="data.sources is empty",
+            do="set data.sources.main.corpus=DIR, a directory written by `fmscale data prepare`",
+        )
+    for name, source in data.sources.items():
+        if not source.weight > 0 or not math.isfinite(source.weight):
+            raise ConfigError(
+                f"source `{name}` has an impossible weight",
+                expected="a number > 0",
+                found=str(source.weight),
+                do="set a weight, or leave the source out",
+            )
+        if not (Path(source.corpus) / "manifest.json").is_file():
+            raise ConfigError(
+                f"source `{name}` has no finished corpus",
+                expected=f"{Path(source.corpus) / 'manifest.json'}, written last by `fmscale data prepare`",
+                found="no such directory" if not Path(source.corpus).is_dir() else "a directory without a manifest",
+                do="prepare it, or correct the path",
+            )
+
+
+def _at_least_one(config: Config) -> None:
+    values = dict(flatten(config))
+    for key in POSITIVE.split():
+        if not values[key] > 0:
+            raise ConfigError(
+                f"{key} is too small", expected="more than 0", found=str(values[key]), do="set a positive value"
+            )
+    for key in NOT_NEGATIVE.split():
+        if not values[key] >= 0:
+            raise ConfigError(
+                f"{key} is negative", expected="0 or more", found=str(values[key]), do="set 0 or a positive value"
+            )
+
+
+def _nearest(value: int, legal: list[int]) -> str:
+    """The legal values on either side of `value`, as text."""
+    below = [x for x in legal if x < value][-1:]
+    above = [x for x in legal if x > value][:1]
+    return " or ".join(str(x) for x in below + above)

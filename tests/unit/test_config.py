@@ -1,0 +1,131 @@
+"""Settings: layering, and the mistakes users make, each with its message."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fmscale.config import Config, check_resume, from_yaml, load, to_yaml
+from fmscale.errors import ConfigError
+from fmscale.validate import validate
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A directory that looks finished; `validate` looks at the marker, opening it is the shards' business."""
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "manifest.json").write_text("{}")
+    return tmp_path / "corpus"
+
+
+def config_of(corpus: Path, *overrides: str) -> Config:
+    return load([], [f"data.sources.main.corpus={corpus}", *overrides])
+
+
+def test_files_merge_left_to_right_and_arguments_last(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("train: {steps: 5, global_batch: 8}\n")
+    (tmp_path / "b.yaml").write_text("train: {steps: 6}\ndata: {sources: {web: {corpus: c, weight: 2}}}\n")
+    config = load([tmp_path / "a.yaml", tmp_path / "b.yaml"], ["train.micro_batch=2", "logging.wandb.mode=disabled"])
+    assert (config.train.steps, config.train.global_batch, config.train.micro_batch) == (6, 8, 2)
+    assert config.data.sources["web"].weight == 2
+    assert config.logging.wandb.mode == "disabled"
+
+
+def test_yaml_round_trip(corpus: Path) -> None:
+    config = config_of(corpus, "optim.lr=1.25e-4", "schedule.kind=wsd")
+    assert from_yaml(to_yaml(config)) == config
+
+
+def test_shipped_configs_load() -> None:
+    files = sorted(Path(__file__).parents[2].glob("configs/**/*.yaml"))
+    assert files
+    for file in files:
+        if "data" not in file.parts:
+            load([file])
+
+
+MISTAKES = [
+    (["train.stepz=3"], "unknown setting `train.stepz`", "steps"),
+    (["trian.steps=3"], "unknown setting `trian`", "train"),
+    (["train.steps=many"], "setting `train.steps` has a wrong value", "Integer"),
+    (["engine=fast"], "setting `engine` has a wrong value", "engine"),
+    (["steps"], "an argument is neither a file nor a setting", "key=value"),
+    (["train.steps=[1"], "value is not valid YAML", "quote"),
+    (["run.name=${oc.env:HOME}"], "interpolation is switched off", "plain value"),
+    (["run.name=../elsewhere"], "run.name is no plain name", "letters"),
+    (
+        ["train.global_batch=2", "parallel.dp=3", "engine=zero"],
+        "fewer rows than there are data-parallel ranks",
+        "parallel.dp=2",
+    ),
+    (["train.global_batch=8", "train.micro_batch=6", "parallel.dp=2"], "micro-batch is larger", "train.micro_batch=4"),
+    (["parallel.zero=3", "parallel.pp=2", "engine=pipe"], "ZeRO 2 and 3 do not work in a pipeline", "parallel.zero=1"),
+    (["parallel.zero=4"], "parallel.zero is no ZeRO stage", "0, 1, 2 or 3"),
+    (["parallel.pp=2"], "pipeline stages need the pipeline engine", "engine=pipe"),
+    (["parallel.pp=9", "engine=pipe"], "more pipeline stages than layers", "parallel.pp=4"),
+    (["parallel.tp=2"], "tensor parallelism is not in this version", "parallel.dp"),
+    (["model.n_heads=6"], "width does not divide into heads", "4 or 8"),
+    (["model.n_kv_heads=3"], "query heads do not divide", "2 or 4"),
+    (["train.steps=0"], "train.steps is too small", "more than 0"),
+    (["schedule.warmup_steps=-1"], "schedule.warmup_steps is negative", "0 or more"),
+    (["train.steps=10"], "never leave its warm-up", "schedule.warmup_steps=1"),
+    (["schedule.kind=wsd", "schedule.decay_steps=950"], "warm-up and decay are longer than the run", "shorten"),
+    (["checkpoint.keep=1"], "no predecessor to fall back to", "checkpoint.keep=2"),
+    (["data.sources.main.weight=0"], "source `main` has an impossible weight", "leave the source out"),
+    (["data.sources.web.corpus=/nowhere"], "source `web` has no finished corpus", "prepare it"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "what", "remedy"), MISTAKES, ids=[m[1] for m in MISTAKES])
+def test_a_mistake_is_one_clear_message(corpus: Path, overrides: list[str], what: str, remedy: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(config_of(corpus, *overrides))
+    text = str(caught.value)
+    assert what in text
+    assert remedy in text
+    assert len(text.splitlines()) <= 6
+    assert caught.value.exit_code == 2
+
+
+def test_no_sources() -> None:
+    with pytest.raises(ConfigError, match="no data to train on"):
+        validate(load([]))
+
+
+def test_world_size(corpus: Path) -> None:
+    config = config_of(corpus, "parallel.dp=2", "engine=zero")
+    validate(config, world_size=2)
+    with pytest.raises(ConfigError, match=r"number of ranks does not fit(?s:.*)parallel\.dp=3"):
+        validate(config, world_size=3)
+
+
+def test_config_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="a config file is missing"):
+        load([tmp_path / "absent.yaml"])
+    with pytest.raises(ConfigError, match="is a directory"):
+        load([tmp_path])
+    (tmp_path / "broken.yaml").write_text("train: [1\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load([tmp_path / "broken.yaml"])
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="holds no settings"):
+        load([tmp_path / "list.yaml"])
+
+
+def test_environment_stays_out_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY", "secret-4711")
+    (tmp_path / "evil.yaml").write_text("logging: {wandb: {project: '${oc.env:CANARY}'}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load([tmp_path / "evil.yaml"])
+    assert "secret-4711" not in str(caught.value)
+
+
+def test_resume_refuses_a_change_of_identity_and_allows_topology(corpus: Path) -> None:
+    old = config_of(corpus)
+    check_resume(old, replace(old, engine="zero", train=replace(old.train, micro_batch=2, steps=2000)))
+    changed = replace(old, data=replace(old.data, seed=7), optim=replace(old.optim, lr=0.5))
+    with pytest.raises(ConfigError) as caught:
+        check_resume(old, changed)
+    assert "data.seed: 0 -> 7" in str(caught.value)
+    assert "optim.lr: 0.001 -> 0.5" in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 6

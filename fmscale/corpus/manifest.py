@@ -1,0 +1,198 @@
+"""What a corpus says about itself: `manifest.json`, the commit marker that is written last and believed alone.
+
+The file is canonical JSON (sorted keys, two spaces, one final newline) that ends in a hash of itself. Loading renders
+what was parsed and compares bytes, so that no flipped byte passes, not even one of white space. The page with every
+field: docs/formats.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmscale.errors import DataError
+
+FORMAT = "fmscale-corpus"
+VERSION = 1
+MARKER = "manifest.json"
+SPLITS = ("train", "heldout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    file: str
+    """Name inside the corpus directory."""
+    bytes: int
+    split: str
+    chunks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    chunk_tokens: int
+    """C: a chunk holds C + 1 tokens, of which C are inputs."""
+    chunks: int
+    first_chunk: int
+    """Number of its first chunk in the index."""
+    tokens: int
+    """Input tokens: chunks * chunk_tokens. Each token of the stream is an input once."""
+    documents: int
+    """Documents that begin in its chunks."""
+    tokens_left_over: int
+    """Tokens at the end of the stream that filled no chunk and are not in the corpus."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexFile:
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    generation: int
+    parent: str | None
+    """`manifest_hash` of the generation before; None in generation 0."""
+    content_hash: str
+    """sha256 over the hashes of all chunks in index order: equal if and only if the chunks are."""
+    index: IndexFile
+    shards: tuple[Shard, ...]
+    splits: Mapping[str, Split]
+    token_dtype: str
+    vocab_size: int
+    tokenizer: Mapping[str, Any]
+    """fingerprint (sha256 of tokenizer.model), kind, and the ids of pad, bos, eos, unk."""
+    recipe: Mapping[str, Any]
+    counts: Mapping[str, Any]
+    """Documents in, out, and dropped by reason."""
+    inputs: tuple[Mapping[str, Any], ...]
+    """Raw files in their pinned order: path, bytes, hash. `file` of a document record counts in this list."""
+
+    @property
+    def manifest_hash(self) -> str:
+        return hashlib.sha256(_render(self._body())).hexdigest()
+
+    def split(self, name: str) -> Split:
+        """The split called `name`. Raises DataError if there is none."""
+        if name not in self.splits:
+            raise DataError(
+                f"the corpus has no split `{name}`",
+                expected=" or ".join(self.splits),
+                found=name,
+                do="ask for a split that it has",
+            )
+        return self.splits[name]
+
+    def render(self) -> bytes:
+        """The bytes of manifest.json."""
+        return _render({**self._body(), "manifest_hash": self.manifest_hash})
+
+    def _body(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
+
+    @staticmethod
+    def load(directory: str | Path) -> Manifest:
+        """The manifest of `directory`, verified to the last byte.
+
+        Raises DataError: no marker, a byte that is not as written, a format or version that this code does not know.
+        """
+        path = Path(directory) / MARKER
+        try:
+            raw = path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError(
+                "no finished corpus here",
+                expected=f"{path}, written last by `fmscale data prepare`",
+                found="a directory without a manifest" if path.parent.is_dir() else "no such directory",
+                do="run the same `fmscale data prepare` again (it goes on where it stopped), or correct the path",
+            ) from None
+        try:
+            record = json.loads(raw.decode())
+            form, version = record.pop("format"), record.pop("version")
+            said = record.pop("manifest_hash")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise _damaged(path, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        if (form, version) != (FORMAT, VERSION) and raw == _render(
+            {"format": form, "version": version, **record, "manifest_hash": said}
+        ):
+            raise DataError(
+                f"{path} is of a format that this version cannot read",
+                expected=f"{FORMAT} version {VERSION}",
+                found=f"{form} version {version}",
+                do="use the fmscale that wrote it, or prepare the corpus again",
+            )
+        try:
+            manifest = _from_record(record)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise _damaged(path, f"{type(error).__name__}: {error}".splitlines()[0]) from error
+        if manifest.manifest_hash != said or manifest.render() != raw:
+            raise _damaged(path, f"{manifest.manifest_hash[:16]}..., or bytes that are not canonical JSON", said)
+        return manifest
+
+
+def _from_record(record: dict[str, Any]) -> Manifest:
+    fields = dict(record)
+    fields["index"] = IndexFile(**record["index"])
+    fields["shards"] = tuple(Shard(**shard) for shard in record["shards"])
+    fields["splits"] = {name: Split(**split) for name, split in record["splits"].items()}
+    fields["inputs"] = tuple(record["inputs"])
+    return Manifest(**fields)
+
+
+def _damaged(path: Path, found: str, expected: str = "JSON as it was written") -> DataError:
+    return DataError(
+        f"{path} is damaged",
+        expected=f"manifest_hash {expected[:16]}..." if len(expected) == 64 else expected,
+        found=found[:200],
+        do="restore the corpus from a copy, or prepare it again",
+    )
+
+
+def _render(body: Mapping[str, Any]) -> bytes:
+    text = json.dumps(body, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False)
+    return (text + "\n").encode()
+
+
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Little-endian uint16 where every id fits, else uint32."""
+    return np.dtype("<u2") if vocab_size <= 65536 else np.dtype("<u4")
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Put `data` at `path` (a whole file or none), on the disk when this returns."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_directory(path.parent)
+
+
+def publish_exclusively(path: Path, data: bytes) -> None:
+    """Like `write_durably`, but never over a file that is there. Raises FileExistsError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_durably(temporary, data)
+    try:
+        os.link(temporary, path)  # the one call that both creates whole files and fails if the name is taken
+    finally:
+        temporary.unlink()
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make names just created in `directory` survive a power cut."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

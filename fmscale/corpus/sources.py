@@ -1,0 +1,74 @@
+"""The corpora of a run, opened together: they must share a tokenizer, and hold rows of the run's length.
+
+`resolve` fills in what only the corpora know (the vocabulary); `open_run_data` gives the order and everything it reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fmscale.config import Config
+from fmscale.corpus.ledger import Ledger
+from fmscale.corpus.manifest import Manifest
+from fmscale.corpus.order import Order, order_from_config
+from fmscale.corpus.shards import Corpus
+from fmscale.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    train: dict[str, Corpus]
+    heldout: dict[str, Corpus]
+    order: Order
+    ledger: Ledger
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return next(iter(self.train.values())).tokenizer_path
+
+
+def resolve(config: Config) -> Config:
+    """`config` with `model.vocab_size` of its corpora. Raises ConfigError or DataError; opens manifests only."""
+    manifests = {name: Manifest.load(source.corpus) for name, source in config.data.sources.items()}
+    fingerprints = {name: manifest.tokenizer["fingerprint"] for name, manifest in manifests.items()}
+    if len(set(fingerprints.values())) > 1:
+        raise ConfigError(
+            "the sources were made with different tokenizers",
+            expected="one tokenizer fingerprint",
+            found=", ".join(f"{name}: {fingerprint[:12]}" for name, fingerprint in fingerprints.items()),
+            do="prepare them again with the same tokenizer.model",
+        )
+    for name, manifest in manifests.items():
+        for split_name, split in manifest.splits.items():
+            if split.chunks and split.chunk_tokens < config.data.seq_len:
+                raise ConfigError(
+                    f"a row does not fit into a chunk of source `{name}`",
+                    expected=f"data.seq_len <= {split.chunk_tokens} (the {split_name} split's chunk_tokens)",
+                    found=f"data.seq_len={config.data.seq_len}",
+                    do="shorten the sequences, or prepare the corpus with larger chunks",
+                )
+        if not manifest.splits["train"].chunks:
+            raise ConfigError(
+                f"source `{name}` is too small to train on",
+                expected=f"at least one chunk of {manifest.splits['train'].chunk_tokens:,} tokens",
+                found=f"{manifest.splits['train'].tokens_left_over:,} tokens, all left over",
+                do="add text, or prepare it again with a smaller chunk_tokens",
+            )
+    vocab_size = next(iter(manifests.values())).vocab_size
+    if config.model.vocab_size not in (0, vocab_size):
+        raise ConfigError(
+            "model.vocab_size is not the tokenizer's",
+            expected=f"{vocab_size}, as in the corpora",
+            found=str(config.model.vocab_size),
+            do="leave model.vocab_size out",
+        )
+    return replace(config, model=replace(config.model, vocab_size=vocab_size))
+
+
+def open_run_data(config: Config) -> RunData:
+    """Every corpus of the run, its order, and the edits so far. Raises DataError before a damaged byte is used."""
+    train = {name: Corpus.open(source.corpus, "train") for name, source in config.data.sources.items()}
+    heldout = {name: Corpus.open(source.corpus, "heldout") for name, source in config.data.sources.items()}
+    ledger = Ledger.load(config.run_dir / "ledger.jsonl")
+    return RunData(train=train, heldout=heldout, order=order_from_config(config, train, ledger), ledger=ledger)

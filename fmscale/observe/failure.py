@@ -1,0 +1,61 @@
+"""Why a rank died, in its own words: one JSON file a rank and incarnation, so that the first cause can be told.
+
+When one rank fails, its peers fail a moment later inside a collective operation ("Connection closed by peer"). Those
+echoes are recorded too, and `first_cause` passes over them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from fmscale.errors import FmscaleError
+
+ECHOES = ("closed by peer", "gloo", "nccl", "connection reset", "timed out waiting", "broken pipe", "processgroup")
+"""Parts of the messages with which a collective operation reports that another rank is gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    rank: int
+    time: float
+    """Seconds since the epoch (UTC)."""
+    kind: str
+    """Class of the exception."""
+    exit_code: int
+    message: str
+    trace: str
+
+    @property
+    def is_echo(self) -> bool:
+        """Whether this only says that another rank is gone."""
+        text = f"{self.kind} {self.message}".lower()
+        return self.exit_code == 1 and any(part in text for part in ECHOES)
+
+
+def record(run_dir: Path, incarnation: str, rank: int, error: BaseException) -> None:
+    """Leave `error` where the supervisor looks; the caller goes on to exit."""
+    failure = Failure(
+        rank=rank,
+        time=time.time(),
+        kind=type(error).__name__,
+        exit_code=error.exit_code if isinstance(error, FmscaleError) else 1,
+        message=str(error),
+        trace="".join(traceback.format_exception(error)),
+    )
+    directory = run_dir / "logs" / "failures"
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".{incarnation}-{rank}.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(asdict(failure)))
+    temporary.rename(directory / f"{incarnation}-rank-{rank:05d}.json")
+
+
+def first_cause(run_dir: Path, incarnation: str) -> Failure | None:
+    """The earliest failure of the incarnation that is no echo of another; None: no rank had time to say anything."""
+    files = (run_dir / "logs" / "failures").glob(f"{incarnation}-rank-*.json")
+    failures = sorted((Failure(**json.loads(file.read_text())) for file in files), key=lambda f: f.time)
+    return next((failure for failure in failures if not failure.is_echo), None)

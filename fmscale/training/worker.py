@@ -1,0 +1,218 @@
+"""One rank of a run, from process start to the last step; the same under Ray, torchrun and srun.
+
+    python -m fmscale.training.worker RUN_DIR      # under torchrun: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_* are set
+
+It pins threads, joins the process group, agrees with its peers on a checkpoint (rank 0 proposes, each rank hashes its
+share of the files), opens a new term, loads and trains. It decides nothing about data: that is arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fmscale.config import Config, from_yaml, to_yaml
+from fmscale.corpus.ledger import Ledger
+from fmscale.corpus.loader import Loader, LocalLoader
+from fmscale.corpus.sources import RunData, open_run_data
+from fmscale.errors import CheckpointError, FmscaleError, MachineError
+from fmscale.observe import failure, pids
+from fmscale.observe.events import EventLog
+from fmscale.topology import Topology
+from fmscale.training.checkpoint import CheckpointStore, Commit
+from fmscale.training.engine import build_engine
+from fmscale.training.lease import Lease
+from fmscale.training.trainer import Position, Trainer
+
+MakeLoader = Callable[..., Loader]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankPlace:
+    """Where a rank stands. `store`: the meeting point; None: the environment names it, as torchrun does."""
+
+    rank: int
+    world: int
+    local_rank: int
+    supervised: bool
+    store: Any = None
+
+
+def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
+    """Train from the newest valid checkpoint to the last step. Raises FmscaleError for what a user can mend."""
+    device = _prepare_process(config, place)
+    with contextlib.ExitStack() as stack:
+        if place.rank == 0 and not place.supervised:
+            stack.enter_context(Lease(config.run_dir).held())
+        pids.register(config.run_dir, "rank", place.rank)
+        control = _join(config, place, device)
+        stack.callback(dist.destroy_process_group)
+        data = open_run_data(config)
+        topology = Topology(dp=config.parallel.dp, pp=config.parallel.pp)
+        engine = build_engine(config, topology, place.rank, device)
+        stack.callback(engine.close)
+        store = CheckpointStore(config.run_dir / "checkpoints")
+        commit = _agree_on_checkpoint(config, store, place, control)
+        term = _open_term(config, commit, place, control)
+        position = Position(term=term, step=0, rows=0, parent=None)
+        if commit is not None:
+            _check_identity(commit, data)
+            reader = store.open(commit)
+            engine.load_fragments(reader.read)
+            engine.optimizer_steps = commit.state["optimizer_steps"]
+            position = Position(term=term, step=commit.step, rows=commit.rows, parent=commit.name)
+        loader = make_loader(config=config, data=data, data_rank=topology.data_rank(place.rank))
+        stack.callback(loader.close)
+        Trainer(config, topology, place.rank, engine, loader, store, data, control, position).run()
+
+
+def _prepare_process(config: Config, place: RankPlace) -> torch.device:
+    """Threads, determinism and device of this process; DeepSpeed reads LOCAL_RANK from the environment."""
+    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world), LOCAL_RANK=str(place.local_rank))
+    torch.set_num_threads(config.train.threads_per_rank)
+    with contextlib.suppress(RuntimeError):  # only before the first parallel region; a spare process may be past it
+        torch.set_num_interop_threads(1)
+    wanted, visible = config.launch.device, torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and not visible):
+        return torch.device("cpu")
+    # Ray shows a rank the one GPU it was given; torchrun shows all of them, and the local rank picks.
+    index = place.local_rank if visible > 1 else 0
+    if index >= visible or (place.store is None and place.local_rank >= visible):
+        raise MachineError(
+            "this node has fewer GPUs than ranks",
+            expected=f"a GPU for local rank {place.local_rank}",
+            found=f"{visible} visible",
+            do="start fewer ranks on this node, or set launch.device=cpu",
+        )
+    torch.cuda.set_device(index)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return torch.device("cuda", index)
+
+
+def open_store(world: int, timeout_s: float) -> dist.TCPStore:
+    """The meeting point of a run's ranks, on a port that the system chose (`.port`)."""
+    timeout = datetime.timedelta(seconds=timeout_s)
+    return dist.TCPStore("0.0.0.0", 0, world, is_master=True, timeout=timeout, wait_for_workers=False)
+
+
+def join_store(address: str, port: int, world: int, timeout_s: float) -> dist.TCPStore:
+    timeout = datetime.timedelta(seconds=timeout_s)
+    return dist.TCPStore(address, port, world, is_master=False, timeout=timeout, wait_for_workers=False)
+
+
+def _join(config: Config, place: RankPlace, device: torch.device) -> dist.ProcessGroup:
+    """The default process group, and a gloo group for the small talk of the control path."""
+    timeout = datetime.timedelta(seconds=config.launch.timeout_s)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    where = {"store": place.store, "rank": place.rank, "world_size": place.world} if place.store else {}
+    dist.init_process_group(backend, timeout=timeout, **where)
+    group = dist.new_group(backend="gloo", timeout=timeout)
+    assert isinstance(group, dist.ProcessGroup), "this rank is in the control group"
+    return group
+
+
+def _agree_on_checkpoint(
+    config: Config, store: CheckpointStore, place: RankPlace, control: dist.ProcessGroup
+) -> Commit | None:
+    """The newest commit of the pinned ancestry of which every rank finds its share of the bytes intact."""
+    events = EventLog(config.run_dir)
+    proposals = _proposals(config, store) if place.rank == 0 else iter(())
+    while True:
+        offer: list[Any] = [next(proposals, None)]
+        dist.broadcast_object_list(offer, src=0, group=control)
+        commit: Commit | None = offer[0]
+        if commit is None:
+            return None
+        problem = ""
+        try:
+            store.open(commit).verify_share(place.rank, place.world)
+        except CheckpointError as error:
+            problem = str(error)
+        problems: list[str] = [""] * place.world
+        dist.all_gather_object(problems, problem, group=control)
+        first = next((text for text in problems if text), None)
+        if first is None:
+            return commit
+        if place.rank == 0:
+            events.write("checkpoint_refused", name=commit.name, problem=first)
+            print(f"checkpoint {commit.name} is damaged; taking the one before it\n{first}", flush=True)
+
+
+def _proposals(config: Config, store: CheckpointStore) -> Iterator[Commit]:
+    roll_back = os.environ.get("FMSCALE_ROLL_BACK")
+    commits = list(store.candidates(Lease(config.run_dir)))
+    if roll_back:
+        commits = [commit for commit in commits if commit.name == roll_back]
+        if not commits:
+            raise CheckpointError(
+                "no such checkpoint to roll back to",
+                expected="one that `fmscale checkpoint list` shows as resumable",
+                found=roll_back,
+                do="choose another",
+            )
+    return iter(commits)
+
+
+def _open_term(config: Config, commit: Commit | None, place: RankPlace, control: dist.ProcessGroup) -> int:
+    term = [Lease(config.run_dir).open_term(commit) if place.rank == 0 else 0]
+    dist.broadcast_object_list(term, src=0, group=control)
+    return term[0]
+
+
+def _check_identity(commit: Commit, data: RunData) -> None:
+    """A checkpoint's past must be this run's past: same order, same ledger up to its row."""
+    if commit.state["order_fingerprint"] != data.order.fingerprint():
+        raise CheckpointError(
+            f"checkpoint {commit.name} was trained on another order of rows",
+            expected=f"order {commit.state['order_fingerprint']}",
+            found=f"order {data.order.fingerprint()}",
+            do="restore the corpora, their weights and the seed, or start another run with run.name=NEW",
+        )
+    Ledger.from_json(commit.state["ledger"]).require_prefix_of(data.ledger)
+
+
+@contextlib.contextmanager
+def guarded(run_dir: Path, rank: int) -> Iterator[None]:
+    """Record what ends this rank where the supervisor finds it, then let it go on."""
+    try:
+        yield
+    except BaseException as error:
+        failure.record(run_dir, os.environ.get("FMSCALE_INCARNATION", "unsupervised"), rank, error)
+        raise
+
+
+def main(run_dir: Path) -> int:
+    """One rank under torchrun or srun, with a loader of its own."""
+    if sys.platform == "linux":  # torchrun's agent does not take its ranks along when it is killed
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    place = RankPlace(
+        rank=int(os.environ["RANK"]),
+        world=int(os.environ["WORLD_SIZE"]),
+        local_rank=int(os.environ["LOCAL_RANK"]),
+        supervised="FMSCALE_SUPERVISED" in os.environ,
+    )
+    config = from_yaml((run_dir / "config.yaml").read_text())
+    try:
+        with guarded(run_dir, place.rank):
+            run_rank(config, place, LocalLoader)
+    except FmscaleError as error:
+        print(error, file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,276 @@
+"""The `fmscale` command. Each command parses, calls one function of the library and prints; heavy imports stay inside.
+
+Arguments of a command that takes a config are YAML files (merged left to right) and `key=value` settings, in any
+order; settings win. Errors a user can mend are printed without a traceback (`--debug` shows it), exit codes are those
+of `fmscale/errors.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from fmscale.config import Config
+
+EPILOG = (
+    "Exit codes: 0 done, 1 unexpected, 2 a setting, 3 data, 4 a checkpoint, 5 the run is held by another process, "
+    "6 the machine, 7 the restart budget is used up, 128+N ended by signal N."
+)
+app = typer.Typer(
+    help="Raw text to a trained foundation model, on any machine.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+)
+data_app = typer.Typer(help="Raw text to token shards, and a look at them.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train a tokenizer.", no_args_is_help=True)
+runs_app = typer.Typer(help="What runs did.", no_args_is_help=True)
+checkpoint_app = typer.Typer(help="A run's checkpoints.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(runs_app, name="runs")
+app.add_typer(checkpoint_app, name="checkpoint")
+
+Settings = Annotated[list[str], typer.Argument(help="YAML files and key=value settings, later ones win.")]
+Run = Annotated[str, typer.Argument(help="A run directory, or a name below `runs/`.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+@app.callback()
+def _global(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False) -> None:
+    if debug:
+        os.environ["FMSCALE_DEBUG"] = "1"
+
+
+@app.command()
+def train(
+    settings: Settings,
+    print_config: Annotated[bool, typer.Option(help="Print the merged settings and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check everything, print the plan, write nothing.")] = False,
+    roll_back: Annotated[str, typer.Option(help="Go on from this older checkpoint; newer ones are abandoned.")] = "",
+) -> None:
+    """Train, or go on with the run of this name: the same command after any crash."""
+    from fmscale.config import to_yaml
+    from launcher.start import plan, start
+
+    config = _config(settings)
+    if print_config:
+        typer.echo(to_yaml(config), nl=False)
+    elif dry_run:
+        typer.echo(plan(config))
+    else:
+        start(config, roll_back or None)
+
+
+@app.command()
+def order(
+    settings: Settings,
+    first: Annotated[int, typer.Option("--from", min=1, help="First step.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 1,
+    dp: Annotated[int, typer.Option(help="Data-parallel ranks; 0 takes the config's.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Which rows each rank trains in a step, and the step's batch hash, computed from the shards without training."""
+    from fmscale.corpus.replay import replay
+    from fmscale.corpus.sources import resolve
+
+    config = resolve(_config(settings))
+    records = replay(config, first, steps, dp or config.parallel.dp)
+    if as_json:
+        typer.echo(json.dumps(records))
+        return
+    for record in records:
+        shares = ["-" if not rows else f"{rows[0]}..{rows[-1]}" for rows in record["rows_per_rank"]]
+        typer.echo(f"step {record['step']}  batch_hash {record['batch_hash']}  rows by rank: {'  '.join(shares)}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Directory of runs.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option(help="Start over.")] = False,
+) -> None:
+    """Raw text of this machine to a trained model, in a few minutes."""
+    from launcher.demo import run_demo
+
+    run_demo(out, fresh)
+
+
+@data_app.command()
+def prepare(settings: Settings) -> None:
+    """Turn raw text into a corpus: clean, de-duplicate, tokenise, write shards. A recipe YAML or key=value settings."""
+    from data_pipeline.pipeline import load_recipe
+    from data_pipeline.run import prepare as run
+    from launcher.ray_cluster import cluster
+
+    files, overrides = _split(settings)
+    recipe = load_recipe(files, overrides)
+    with cluster(min_cpus=1):
+        manifest = run(recipe)
+    train_split = manifest.split("train")
+    typer.echo(f"corpus {recipe.output}: {train_split.tokens:,} training tokens in {train_split.chunks} chunks")
+
+
+@data_app.command()
+def verify(corpus: Path) -> None:
+    """Read every byte of a corpus and compare it with its hashes."""
+    from fmscale.corpus.verify import verify as run
+
+    typer.echo(run(corpus))
+
+
+@data_app.command()
+def inspect(corpus: Path, as_json: AsJson = False) -> None:
+    """What is in a corpus: splits, counts, tokenizer, a first document."""
+    from fmscale.corpus.verify import inspect as run
+
+    _print(run(corpus), as_json)
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    inputs: Annotated[list[str], typer.Argument(help="JSONL or text files, directories or globs.")],
+    output: Annotated[Path, typer.Option(help="The model file to write.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens, reserved ones included.")] = 32_768,
+    kind: Annotated[str, typer.Option(help="unigram or bpe.")] = "unigram",
+    text_field: Annotated[str, typer.Option(help="Field of a JSONL record that holds the text.")] = "text",
+    sample_mb: Annotated[float, typer.Option(help="Text to learn from; a sample by hash of the documents.")] = 100.0,
+    threads: Annotated[int, typer.Option(help="CPU threads; the result depends on it.")] = 2,
+) -> None:
+    """Learn a SentencePiece vocabulary with byte fallback and the reserved tokens of docs/formats.md."""
+    from data_pipeline.run import train_tokenizer
+
+    trained = train_tokenizer(
+        inputs,
+        text_field=text_field,
+        out=output,
+        vocab_size=vocab_size,
+        kind=kind,
+        sample_bytes=int(sample_mb * 1e6),
+        threads=threads,
+    )
+    typer.echo(f"tokenizer {output}: {trained.vocab_size:,} tokens, fingerprint {trained.fingerprint}")
+
+
+@runs_app.command()
+def show(run: Run, as_json: AsJson = False) -> None:
+    """The de-duplicated series of a run's steps."""
+    from fmscale.observe.metrics import series, summary
+
+    run_dir = _run_dir(run)
+    steps = series(run_dir)
+    if as_json:
+        typer.echo(json.dumps({"summary": summary(run_dir), "steps": steps}))
+        return
+    _print(summary(run_dir), as_json=False)
+    for line in steps:
+        typer.echo(
+            f"step {line['step']:>7}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  |grad| {line['grad_norm']:.3f}  "
+            f"{line['tokens_per_s']:,.0f} tokens/s  waited {line['data_wait_s'] * 1e3:.1f} ms  {line['batch_hash']}"
+        )
+
+
+@checkpoint_app.command("list")
+def checkpoint_list(run: Run, as_json: AsJson = False) -> None:
+    """Committed checkpoints, newest first, and which of them a restart would take."""
+    from fmscale.training.checkpoint import CheckpointStore
+    from fmscale.training.lease import Lease
+
+    run_dir = _run_dir(run)
+    store = CheckpointStore(run_dir / "checkpoints")
+    resumable = [commit.name for commit in store.candidates(Lease(run_dir))]
+    commits = sorted(store.list(), key=lambda commit: (commit.term, commit.step), reverse=True)
+    rows = [
+        {"name": c.name, "step": c.step, "term": c.term, "rows": c.rows, "parent": c.parent, "resumable": c.name in resumable}
+        for c in commits
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows))
+        return
+    for row in rows:
+        note = "" if row["resumable"] else "  (abandoned: outside the run's ancestry)"
+        note = "  <- the next start goes on from here" if resumable and row["name"] == resumable[0] else note
+        typer.echo(f"{row['name']}  step {row['step']}  term {row['term']}  rows {row['rows']:,}{note}")
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(
+    run: Run, name: Annotated[str, typer.Argument(help="One checkpoint; without it, all of them.")] = ""
+) -> None:
+    """Read every byte of a run's checkpoints and compare it with their hashes."""
+    from fmscale.training.checkpoint import CheckpointStore
+
+    store = CheckpointStore(_run_dir(run) / "checkpoints")
+    for commit in [name] if name else [commit.name for commit in store.list()]:
+        store.verify(commit)
+        typer.echo(f"{commit}: every byte holds")
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """YAML files and key=value settings."""
+    is_file = [argument.endswith((".yaml", ".yml")) and "=" not in argument for argument in arguments]
+    files = [a for a, file in zip(arguments, is_file, strict=True) if file]
+    return files, [a for a, file in zip(arguments, is_file, strict=True) if not file]
+
+
+def _config(arguments: Sequence[str]) -> Config:
+    from fmscale.config import load
+
+    return load(*_split(arguments))
+
+
+def _run_dir(run: str) -> Path:
+    from fmscale.errors import ConfigError
+
+    for candidate in (Path(run), Path("runs") / run):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(
+        "no such run", expected="a directory with a config.yaml, or a name below runs/", found=run, do="see `ls runs`"
+    )
+
+
+def _print(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(record))
+        return
+    for key, value in record.items():
+        typer.echo(f"{key:<22} {json.dumps(value) if isinstance(value, dict | list) else value}")
+
+
+def main() -> None:
+    """The console script: exits with the documented codes."""
+    from click.exceptions import Abort, ClickException
+
+    from fmscale.errors import FmscaleError
+
+    try:
+        code = app(standalone_mode=False) or 0
+    except FmscaleError as error:
+        code = _report(error, error.exit_code)
+    except ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, Abort) as stop:
+        code = _report(stop, getattr(stop, "exit_code", 130))
+    sys.exit(code)
+
+
+def _report(error: BaseException, code: int) -> int:
+    if os.environ.get("FMSCALE_DEBUG"):
+        import traceback
+
+        traceback.print_exc()
+    typer.echo(f"error: {error}" if str(error) else "stopped", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    main()

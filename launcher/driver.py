@@ -1,0 +1,109 @@
+"""The driver of a run on Ray: places ranks and readers, shows the run's progress, and exits when any rank does.
+
+    python -m launcher.driver RUN_DIR      # started by supervise.py, which reads the exit code
+
+Ranks are actors of our own in one placement group (all of them or none). They meet in a TCPStore that rank 0 opens on
+a port the system chose. Readers stand on the nodes where ranks are. A lost rank ends the driver: restarting is the
+supervisor's business, and a lost reader is Ray's.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from fmscale.config import Config, from_yaml
+from fmscale.corpus.readers import start_readers
+from fmscale.errors import MachineError
+from fmscale.observe import pids
+from fmscale.observe.failure import record
+from launcher.progress import Follower
+from launcher.ranks import RankActor
+from launcher.ray_cluster import cluster
+
+PLACEMENT_TIMEOUT_S = 120.0
+
+
+def main(run_dir: Path) -> int:
+    config = from_yaml((run_dir / "config.yaml").read_text())
+    incarnation = os.environ["FMSCALE_INCARNATION"]
+    pids.register(run_dir, "driver", 0)
+    try:
+        with cluster(min_cpus=config.world_size):
+            return _drive(config)
+    except Exception as error:
+        record(run_dir, incarnation, -1, error)
+        raise
+
+
+def _drive(config: Config) -> int:
+    run_dir, world = config.run_dir.resolve(), config.world_size
+    group, gpus = _place(config)
+    strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank) for rank in range(world)]
+    actor = ray.remote(RankActor)
+    ranks = [
+        actor.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=strategies[rank]).remote(str(run_dir), rank)
+        for rank in range(world)
+    ]
+    nodes = ray.get([rank.node.remote() for rank in ranks])
+    readers = [
+        reader
+        for node in dict.fromkeys(nodes)
+        for reader in start_readers(config, run_dir, NodeAffinitySchedulingStrategy(node, soft=True))
+    ]
+    address, port = ray.get(ranks[0].open_store.remote(world, config.launch.timeout_s))
+    seen: dict[str, int] = defaultdict(int)
+    running = {}
+    for rank, node in enumerate(nodes):
+        running[ranks[rank].run.remote(world, seen[node], address, port, readers)] = rank
+        seen[node] += 1
+    return _watch(config, running)
+
+
+def _watch(config: Config, running: dict[Any, int]) -> int:
+    """Show progress until all ranks have finished (0) or one has failed (1)."""
+    with Follower(config) as follower:
+        while running:
+            done, _ = ray.wait(list(running), timeout=0.2)
+            follower.update()
+            for reference in done:
+                rank = running.pop(reference)
+                try:
+                    ray.get(reference)
+                except RayActorError:
+                    print(f"rank {rank} died", file=sys.stderr)
+                    return 1
+                except Exception as error:  # the rank has recorded it; the supervisor tells the first cause
+                    print(f"rank {rank}: {error}", file=sys.stderr)
+                    time.sleep(1)  # peers that fail in the same moment may write their record too
+                    return 1
+    return 0
+
+
+def _place(config: Config) -> tuple[PlacementGroup, int]:
+    """A slot for each rank, all or none: (placement group, GPUs a rank)."""
+    world = config.world_size
+    available = int(ray.cluster_resources().get("GPU", 0))
+    gpus = int(config.launch.device == "cuda" or (config.launch.device == "auto" and available >= world))
+    group = placement_group([{"CPU": 1, **({"GPU": 1} if gpus else {})}] * world, strategy="PACK")
+    if not group.wait(PLACEMENT_TIMEOUT_S):
+        raise MachineError(
+            "the Ray cluster cannot place all ranks at once",
+            expected=f"{world} x (1 CPU{', 1 GPU' if gpus else ''}) free",
+            found=f"{ray.available_resources()}",
+            do="free or add nodes, or lower parallel.dp or parallel.pp",
+        )
+    return group, gpus
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

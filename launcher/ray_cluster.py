@@ -1,0 +1,94 @@
+"""Ray under a run: join the cluster that RAY_ADDRESS names, or start one on this machine that dies with this process.
+
+A local cluster listens behind a token of its own (file mode 0600; ShadowRay, CVE-2023-48022, is an open jobs port), has
+no dashboard, and keeps its session below a private directory that the next start sweeps if this process was killed.
+Its processes carry PR_SET_PDEATHSIG (Ray sets it on Linux), so a kill -9 of this process leaves none behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from fmscale.errors import MachineError
+
+OBJECT_STORE_BYTES = 256 * 2**20
+"""Shared memory of a local cluster: batches in flight are a few megabytes, see `fmscale/corpus/readers.py`."""
+
+
+@contextlib.contextmanager
+def cluster(min_cpus: int) -> Iterator[None]:
+    """Ray is connected inside the block; a local cluster ends with it.
+
+    min_cpus: CPU slots that a local cluster must offer, even on a machine with fewer cores.
+    """
+    import ray
+
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    directory = _private_directory()
+    _require_shared_memory()
+    token = directory / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ.update(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    )
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, min_cpus),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        object_store_memory=OBJECT_STORE_BYTES,
+        _temp_dir=str(directory),
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _private_directory() -> Path:
+    """A directory of this process alone, mode 0700; those of dead processes are removed."""
+    parent = Path(tempfile.gettempdir()) / f"fmscale-ray-{os.getuid()}"
+    parent.mkdir(mode=0o700, exist_ok=True)
+    if parent.is_symlink() or parent.stat().st_uid != os.getuid():
+        raise MachineError(
+            "the directory for Ray's sockets belongs to somebody else",
+            expected=f"{parent} owned by user {os.getuid()}",
+            found=f"owner {parent.stat().st_uid}{', a symbolic link' if parent.is_symlink() else ''}",
+            do="remove it, or set TMPDIR to a directory of your own",
+        )
+    for old in parent.iterdir():
+        if not (old.name.isdigit() and psutil.pid_exists(int(old.name))):
+            shutil.rmtree(old, ignore_errors=True)
+    directory = parent / str(os.getpid())  # short: a Unix socket's path has at most 107 bytes
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+def _require_shared_memory() -> None:
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else OBJECT_STORE_BYTES
+    if free < OBJECT_STORE_BYTES:
+        raise MachineError(
+            "too little shared memory for Ray's object store",
+            expected=f"{OBJECT_STORE_BYTES / 2**20:.0f} MB free in /dev/shm",
+            found=f"{free / 2**20:.0f} MB",
+            do="enlarge it (docker run --shm-size=1g), or train without Ray: launch.backend=torchrun",
+        )

@@ -1,0 +1,76 @@
+"""What a run was started with, beside the run: config.yaml (the identity a resume is checked against) and snapshot.json.
+
+`config.yaml` is replaced on a resume that changes what may change; each start's differences go to events.jsonl.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from fmscale.config import Config, check_resume, flatten, from_yaml, to_yaml
+from fmscale.errors import CheckpointError
+
+PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "wandb", "sentencepiece", "omegaconf", "numpy", "safetensors")
+
+
+def enter(config: Config) -> dict[str, str]:
+    """Create the run directory, or check that `config` may go on with the one that is there.
+
+    Returns the settings that differ from the run's last start, as {key: "old -> new"}. Raises ConfigError where a
+    difference is not allowed, CheckpointError where there are checkpoints without the config they were made with.
+    """
+    run_dir = config.run_dir
+    file = run_dir / "config.yaml"
+    changed: dict[str, str] = {}
+    if file.exists():
+        old = from_yaml(file.read_text(), str(file))
+        check_resume(old, config)
+        before, after = dict(flatten(old)), dict(flatten(config))
+        keys = sorted(before.keys() | after.keys())
+        changed = {k: f"{before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)}
+    elif (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir()):
+        raise CheckpointError(
+            "the run directory has checkpoints but no config.yaml",
+            expected=str(file),
+            found="no such file",
+            do="restore it, or start another run with run.name=NEW",
+        )
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    _replace(file, to_yaml(config))
+    _replace(run_dir / "snapshot.json", json.dumps(environment(), indent=1) + "\n")
+    return changed
+
+
+def environment() -> dict[str, Any]:
+    """Versions, code revision and machine; no environment variables, since secrets live there."""
+    root = Path(__file__).resolve().parents[1]
+    git = ["git", "-C", str(root)]
+    try:
+        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10).stdout.strip()
+        dirty = bool(subprocess.run([*git, "status", "--porcelain"], capture_output=True, timeout=10).stdout)
+    except (OSError, subprocess.TimeoutExpired):
+        revision, dirty = "", False
+    return {
+        "revision": revision or None,
+        "dirty": dirty,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+    }
+
+
+def _replace(file: Path, text: str) -> None:
+    """Atomically: a reader sees the old text or the new one."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    with temporary.open("w") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.rename(file)

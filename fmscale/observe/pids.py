@@ -1,0 +1,70 @@
+"""pids.json: which processes a run consists of, a list of `{role, rank, node, pid, started}`.
+
+Every long-lived process registers itself; whoever wants to watch, stop or (in a test) kill one finds it here. `started`
+is the kernel's start time of the process, so that a recycled pid is never taken for it. Writers take a lock and replace
+the file; entries of this node whose process is gone are dropped on the way.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from fmscale.observe.publish import replace
+
+FILE = "pids.json"
+
+
+def register(run_dir: Path, role: str, rank: int, node: str = "") -> None:
+    """Enter the calling process, replacing an entry of the same role, rank and node. node: the host name by default."""
+    me = {
+        "role": role,
+        "rank": rank,
+        "node": node or socket.gethostname(),
+        "pid": os.getpid(),
+        "started": psutil.Process().create_time(),
+    }
+    with _locked(run_dir):
+        others = [
+            entry
+            for entry in read(run_dir)
+            if [entry[key] for key in ("role", "rank", "node")] != [me[key] for key in ("role", "rank", "node")]
+            and (entry["node"] != me["node"] or alive(entry))
+        ]
+        content = json.dumps([*others, me], indent=1) + "\n"
+        replace(run_dir / FILE, content.encode())
+
+
+def read(run_dir: Path) -> list[dict[str, Any]]:
+    """All entries; none without the file. Entries may be of dead processes: see `alive`."""
+    try:
+        entries = json.loads((run_dir / FILE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return []
+    return [entry for entry in entries if {"role", "rank", "node", "pid"} <= entry.keys()]
+
+
+def alive(entry: dict[str, Any]) -> bool:
+    """Whether the process of an entry of this host runs (stopped counts, a zombie does not)."""
+    try:
+        process = psutil.Process(entry["pid"])
+        same = abs(process.create_time() - entry.get("started", process.create_time())) < 1.0
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / f".{FILE}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,73 @@
+"""How a small file appears on disk: whole or not at all, and never over another one unless that is meant.
+
+Write under a temporary name in the same directory, fsync, then give it its name: `publish_new` by a hard link, which
+fails if the name is taken (exclusive), `replace` by a rename (the old content until the new one is complete). Then the
+directory is fsynced, so that the name survives a power cut too. Temporary names begin with a dot; nobody reads those.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+
+def publish_new(path: Path, content: bytes) -> None:
+    """Create `path` with `content`, exclusively. Raises FileExistsError if the name is taken; then nothing changed."""
+    temporary = write_temporary(path, content)
+    try:
+        link_new(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def link_new(temporary: Path, path: Path) -> None:
+    """Give the finished file `temporary` the name `path` as well, exclusively and durably."""
+    os.link(temporary, path)
+    fsync_directory(path.parent)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Create or replace `path`; a reader sees the old content or the new one."""
+    temporary = write_temporary(path, content)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def write_temporary(path: Path, content: bytes) -> Path:
+    """An fsynced file beside `path` with `content`; the caller names or removes it."""
+    temporary = temporary_name(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` of this process's own: two hosts that write the same path never share it."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one way in which a value is written where its hash counts: sorted keys, no spaces, one line."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"

@@ -1,0 +1,133 @@
+"""Who holds a run: a lock for the living, term records for the history.
+
+`acquire` takes a flock on `lease/lock`; the kernel frees it when the holder dies, however it dies. `open_term` writes
+the next term record exclusively and pins the commit that the new term goes on from; from then on older terms' writers
+are refused at commit time and ignored by readers (fmscale/observe/terms.py). So a holder that was only stopped, or cut
+off, and wakes up later does no harm; the flock only spares honest users the surprise.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+
+from fmscale.errors import RunHeldError
+from fmscale.observe.events import utc_now
+from fmscale.observe.publish import fsync_directory, publish_new, temporary_name
+from fmscale.observe.terms import Term, load_term, newest_term, term_numbers, term_path
+from fmscale.training.checkpoint_format import Commit, damaged, read_commit
+
+
+class Lease:
+    """The hold on one run directory. Its lock goes with the process (or `release`); term records stay for ever."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = Path(run_dir)
+        self.directory = self.run_dir / "lease"
+        self._lock: int | None = None
+
+    def acquire(self, *, take_over: bool = False) -> None:
+        """Take the lock. Raises RunHeldError naming the holder (host, pid, since when) if a live process has it.
+
+        take_over: take it from a live holder too, which may be stopped or cut off. Only for a user who says so.
+        """
+        assert self._lock is None, "this lease is held already"
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / "lock"
+        while True:
+            opened = temporary_name(path) if take_over else path
+            descriptor = os.open(opened, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held_by = os.pread(descriptor, 4096, 0)
+                os.close(descriptor)
+                raise _held(self.run_dir, held_by) from None
+            content = {"host": socket.gethostname(), "pid": os.getpid(), "since": utc_now()}
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(content).encode(), 0)
+            os.fsync(descriptor)
+            if take_over:
+                os.replace(opened, path)
+            if _same_file(descriptor, path):
+                self._lock = descriptor
+                return
+            os.close(descriptor)  # somebody took over between our open and our lock
+
+    def held(self) -> bool:
+        """Whether the lock is still this object's; False after another process took over."""
+        return self._lock is not None and _same_file(self._lock, self.directory / "lock")
+
+    def release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def open_term(self, parent: Commit | None, *, holder: str = "", time: str = "") -> int:
+        """Begin the next term, going on from `parent` (None: from nothing), and return its number.
+
+        To roll back, pass an older commit. holder and time: for the record; this process and now by default.
+        Raises CheckpointError if `parent` is no commit of this run, RunHeldError if another process opens the term too.
+        """
+        if parent is not None:
+            directory = self.run_dir / "checkpoints" / parent.name
+            if read_commit(directory).commit_hash != parent.commit_hash:
+                raise damaged(directory, "COMMIT.json", "another commit", f"commit {parent.commit_hash}")
+        created = not self.directory.exists()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if created:
+            fsync_directory(self.run_dir)
+        term = self.newest_term() + 1
+        record = Term(
+            term=term,
+            parent=parent.name if parent else None,
+            parent_hash=parent.commit_hash if parent else None,
+            parent_step=parent.step if parent else 0,
+            parent_term=parent.term if parent else 0,
+            holder=holder or f"{socket.gethostname()}:{os.getpid()}",
+            time=time or utc_now(),
+        )
+        try:
+            publish_new(term_path(self.run_dir, term), record.to_bytes())
+        except FileExistsError:
+            other = load_term(self.run_dir, term)
+            raise RunHeldError(
+                f"another process opened term {term} of this run in the same moment",
+                expected=f"one process at a time on {self.run_dir}",
+                found=f"{other.holder} since {other.time}",
+                do="stop one of the two",
+            ) from None
+        return term
+
+    def newest_term(self) -> int:
+        """0 before the first."""
+        return newest_term(self.run_dir)
+
+    def terms(self) -> list[Term]:
+        """All term records, oldest first. Raises CheckpointError for a damaged one."""
+        return [load_term(self.run_dir, term) for term in term_numbers(self.run_dir)]
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _held(run_dir: Path, content: bytes) -> RunHeldError:
+    try:
+        holder = json.loads(content)
+        found = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+        stop = f"wait for it, or stop it (kill {holder['pid']} on {holder['host']})"
+    except (ValueError, KeyError, TypeError):
+        found, stop = "a process that has not written its name yet", "wait for it"
+    return RunHeldError(
+        "another process holds this run",
+        expected=f"no live process on {run_dir}",
+        found=found,
+        do=f"{stop}; a dead holder frees the run at once",
+    )

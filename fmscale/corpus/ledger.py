@@ -116,17 +116,17 @@ class Ledger:
         _check(entry, "the new entry")
         return Ledger((*self.entries, entry))
 
-    def extends(self, older: Ledger) -> bool:
-        """Whether this ledger is `older` with zero or more entries after it."""
-        return self.entries[: len(older.entries)] == older.entries
+    def is_prefix_of(self, newer: Ledger) -> bool:
+        """Whether `newer` is this ledger with zero or more entries after it."""
+        return newer.entries[: len(self.entries)] == self.entries
 
-    def require_extends(self, older: Ledger, where: str) -> None:
-        """Raise DataError unless `extends(older)`; `where` names what `older` was found in (a checkpoint)."""
-        if not self.extends(older):
+    def require_prefix_of(self, newer: Ledger, where: str = "the checkpoint") -> None:
+        """Raise DataError unless `newer` continues this ledger; `where` names what this one was found in."""
+        if not self.is_prefix_of(newer):
             raise DataError(
                 f"the edit ledger does not continue the one in {where}",
-                expected=f"its {len(older.entries)} entries first, the last with hash {older.head[:16]}",
-                found=f"{len(self.entries)} entries, the last with hash {self.head[:16]}",
+                expected=f"its {len(self.entries)} entries first, the last with hash {self.head[:16]}",
+                found=f"{len(newer.entries)} entries, the last with hash {newer.head[:16]}",
                 do=f"put back {FILE_NAME} as it was; the checkpoint's own copy holds the entries",
             )
 
@@ -179,7 +179,7 @@ class Ledger:
         Beside and over rather than appended: a crash leaves the old ledger or the new one, never half an entry. The
         caller holds the run's lease, so no one else writes.
         """
-        self.require_extends(Ledger.load(path), str(path))
+        Ledger.load(path).require_prefix_of(self, str(path))
         write_durably(path, self._render())
 
     def _render(self) -> bytes:

@@ -71,7 +71,8 @@ def extend_key(key: int | U64, *numbers: npt.NDArray[np.int64]) -> U64:
 def permute(x: npt.ArrayLike, n: int | npt.ArrayLike, key: int | npt.ArrayLike) -> U64:
     """Where each x lands under the permutation of [0, n) that `key` chooses. x [N] with 0 <= x < n <= 2^62.
 
-    n and key are numbers, or arrays [N]: each element then has a permutation of its own (at about half the speed).
+    n and key are numbers, or arrays [N]: each element then has a permutation of its own (several times slower, unless
+    all elements of the arrays are equal).
     """
     return _walk(x, n, key, forward=True)
 
@@ -89,6 +90,7 @@ def _walk(x: npt.ArrayLike, n: int | npt.ArrayLike, key: int | npt.ArrayLike, *,
     assert limit.min() >= 1, f"n is below 1: {limit.min()}"
     assert limit.max() <= MAX_N, f"n is above 2^62: {limit.max()}"
     assert (out < limit).all(), "an index is not below n"
+    limit, keys = _one_if_equal(limit), _one_if_equal(keys)
     if limit.ndim or keys.ndim:  # one permutation per element
         limit, keys = np.broadcast_to(limit, out.shape), np.broadcast_to(keys, out.shape)
         _feistel(out, limit, keys, forward)
@@ -110,6 +112,11 @@ def _walk(x: npt.ArrayLike, n: int | npt.ArrayLike, key: int | npt.ArrayLike, *,
         out[walking] = some
         walking = walking[some >= own_limit]
     return out
+
+
+def _one_if_equal(values: U64) -> U64:
+    """values [N] as one 0-d value where all are equal: batches mostly stand in one window of one epoch."""
+    return values if values.ndim == 0 or (values != values[0]).any() else np.asarray(values[0])
 
 
 def _feistel(x: U64, n: U64, key: U64, forward: bool) -> None:

@@ -48,8 +48,8 @@ def test_append_leaves_the_shorter_ledger_as_it_was() -> None:
     short = ledger_of(EDITS[:2])
     long = short.append("skip", {"rows": 1}, from_row=320, rows_consumed=300, global_batch=32)
     assert len(short.entries) == 2
-    assert long.extends(short)
-    assert not short.extends(long)
+    assert short.is_prefix_of(long)
+    assert not long.is_prefix_of(short)
     assert long.head != short.head
 
 
@@ -105,7 +105,7 @@ def test_every_cut_is_refused_by_the_file_or_by_the_checkpoint(tmp_path: Path) -
     for length in range(len(raw)):
         path.write_bytes(raw[:length])
         with pytest.raises(DataError, match=r"not as it was written|does not continue the one in step-7"):
-            Ledger.load(path).require_extends(whole, "step-7")
+            whole.require_prefix_of(Ledger.load(path), "step-7")
 
 
 def test_the_messages_of_damage_say_where(tmp_path: Path) -> None:

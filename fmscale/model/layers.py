@@ -89,7 +89,8 @@ def attend(query_BHTK: Tensor, key_BGTK: Tensor, value_BGTK: Tensor) -> Tensor:
     # The H / G query heads of one key head are one longer matrix: keys and values are not repeated.
     scores = (query_BHTK * K**-0.5).reshape(B * G, H // G * T, K) @ key_BGTK.reshape(B * G, T, K).transpose(1, 2)
     weights = (scores.view(B * G, H // G, T, T) + future_TT).softmax(-1)
-    return (weights.view(B * G, H // G * T, T) @ value_BGTK.reshape(B * G, T, K)).view(B, H, T, K)
+    mixed: Tensor = weights.view(B * G, H // G * T, T) @ value_BGTK.reshape(B * G, T, K)
+    return mixed.view(B, H, T, K)
 
 
 class SwiGLU(nn.Module):

@@ -18,8 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NO_TARGET = -100
-"""Label of a place that has nothing to predict: padding rows, and masked tokens of other objectives."""
+from fmscale.corpus.batch import IGNORE
 
 _CPU_ELEMENTS = 2**18
 """Logits per piece on a CPU: 1 MiB in float32, a core's L2 cache."""
@@ -28,7 +27,7 @@ _GPU_ELEMENTS = 2**27
 
 
 def token_loss_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Scalar float32: sum of -log softmax(logits)[label] in nats over labels other than NO_TARGET; 0 where none is."""
+    """Scalar float32: sum of -log softmax(logits)[label] in nats over labels other than IGNORE; 0 where none is."""
     loss: Tensor = _CrossEntropySum.apply(  # type: ignore[no-untyped-call]
         logits_BTV.flatten(0, -2), labels_BT.flatten().long()
     )
@@ -43,12 +42,12 @@ class _CrossEntropySum(torch.autograd.Function):
             logsumexp_N[piece] = logits_NV[piece].float().logsumexp(-1)
         ctx.save_for_backward(logits_NV, labels_N, logsumexp_N)
         loss_N = logsumexp_N - logits_NV.gather(1, _index(labels_N))[:, 0].float()
-        return loss_N.masked_fill(labels_N == NO_TARGET, 0.0).sum()
+        return loss_N.masked_fill(labels_N == IGNORE, 0.0).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         logits_NV, labels_N, logsumexp_N = ctx.saved_tensors
-        scale_N1 = ((labels_N != NO_TARGET) * grad)[:, None]
+        scale_N1 = ((labels_N != IGNORE) * grad)[:, None]
         index_N1 = _index(labels_N)
         grad_NV = torch.empty_like(logits_NV)
         for piece in _pieces(logits_NV):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from fmscale.config import ModelConfig
+from fmscale.corpus.batch import IGNORE
 from fmscale.model.decoder import Decoder, init_parameters, init_weights, initial_values, parameter_shapes
-from fmscale.model.layers import attend
-from fmscale.model.loss import NO_TARGET, token_loss_sum
-from fmscale.model.pipeline_layers import Embedding, canonical_name, pipeline_layers, tied_logits
+from fmscale.model.layers import Embedding, attend
+from fmscale.model.loss import token_loss_sum
+from fmscale.model.pipeline_layers import canonical_name, pipeline_layers, tied_logits
 
 CONFIG = ModelConfig(vocab_size=200, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2)
 
@@ -78,7 +80,7 @@ def test_pipeline_layers_are_the_decoder_in_pieces(tied: bool) -> None:
     assert names == parameter_shapes(config)
 
     tokens_BT = random_tokens(2, 16)
-    hidden = (tokens_BT, torch.arange(16).expand(2, -1))
+    hidden: Any = (tokens_BT, torch.arange(16).expand(2, -1))
     for layer in layers[:-1]:
         hidden = layer(hidden)
     expected = decoder(config, seed=7)(tokens_BT)
@@ -121,10 +123,10 @@ def test_loss_and_its_gradient_are_torch_cross_entropy(rows: int, width: int, se
     generator = torch.Generator().manual_seed(seed)
     logits = (torch.randn(rows, width, generator=generator) * 5).to(getattr(torch, dtype)).requires_grad_()
     labels = torch.randint(0, width, (rows,), generator=generator, dtype=torch.int32)
-    labels[torch.rand(rows, generator=generator) < 0.3] = NO_TARGET
+    labels[torch.rand(rows, generator=generator) < 0.3] = IGNORE
     ours = token_loss_sum(logits[None], labels[None])
     (gradient,) = torch.autograd.grad(ours * 0.25, logits)
-    theirs = functional.cross_entropy(logits.float(), labels.long(), ignore_index=NO_TARGET, reduction="sum")
+    theirs = functional.cross_entropy(logits.float(), labels.long(), ignore_index=IGNORE, reduction="sum")
     (expected,) = torch.autograd.grad(theirs * 0.25, logits)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
@@ -146,7 +148,7 @@ def test_loss_in_pieces_is_the_loss_at_once(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_rows_without_targets_weigh_nothing() -> None:
     model, tokens_BT = decoder(), random_tokens(2, 16)
-    labels_BT = torch.full((2, 16), NO_TARGET)
+    labels_BT = torch.full((2, 16), IGNORE)
     loss = token_loss_sum(model(tokens_BT), labels_BT)
     loss.backward()
     assert loss.item() == 0

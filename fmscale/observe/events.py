@@ -97,12 +97,12 @@ class EventLog:
         self._lines = JsonLines(run_dir / "events.jsonl")
         self._origin = {"host": socket.gethostname(), "pid": os.getpid()}
 
-    def emit(self, kind: str, **fields: Any) -> None:
+    def write(self, kind: str, **fields: Any) -> None:
         self._lines.append({"time": utc_now(), "kind": kind, **self._origin, **fields})
 
     @contextmanager
     def timed(self, kind: str, **fields: Any) -> Iterator[dict[str, Any]]:
-        """Emit `kind` at the end of the block with its `seconds`, and with `error` if it raised (which goes on).
+        """Write `kind` at the end of the block with its `seconds`, and with `error` if it raised (which goes on).
 
         The block may add fields to the dict that it is given.
         """
@@ -114,7 +114,7 @@ class EventLog:
             more["error"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             raise
         finally:
-            self.emit(kind, **fields, **more, seconds=time.monotonic() - begun)
+            self.write(kind, **fields, **more, seconds=time.monotonic() - begun)
 
     def close(self) -> None:
         self._lines.fsync()

@@ -65,6 +65,12 @@ def eval_series(run_dir: Path) -> list[dict[str, Any]]:
     return _select(run_dir, read_lines(run_dir / EVAL_FILE))
 
 
+def last_step(run_dir: Path) -> int:
+    """The last step of the series; -1 before the first."""
+    steps = series(run_dir)
+    return int(steps[-1]["step"]) if steps else -1
+
+
 def _select(run_dir: Path, lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     spans = {span.term.term: span for span in lineage(run_dir)}
     best: dict[int, dict[str, Any]] = {}

@@ -90,22 +90,24 @@ class CheckpointStore:
         term: int,
         world: int,
         rows: int,
-        parent: Commit | None,
+        parent: str | None,
         state: dict[str, Any],
         timeout_s: float = 600.0,
         kinds: Sequence[str] = KINDS,
     ) -> Commit:
         """Wait for the parts of all `world` ranks and make them the run's newest checkpoint. One process calls it.
 
-        parent: the checkpoint before it in this term, else the one that the term was opened from.
+        parent: name of the checkpoint before it in this term, else of the one that the term was opened from.
         Raises CheckpointError: a term that is not the newest (before or after), ranks that did not publish in
         `timeout_s`, parts that leave gaps, overlap or are foreign, a checkpoint that is committed already.
         """
         self._fence(term)
         record = load_term(self.run_dir, term)
-        assert parent is None or parent.term == term or parent.commit_hash == record.parent_hash, "a foreign parent"
-        assert parent is not None or record.parent is None, f"term {term} has a parent, {record.parent}"
-        assert parent is None or step > parent.step or (step == parent.step and term > parent.term), "steps must rise"
+        before = parse_directory_name(parent) if parent else None
+        assert parent == record.parent or (before and before[1] == term), f"{parent} is no parent in term {term}"
+        assert before is None or (before[0], before[1]) < (step, term), f"step {step} does not come after {parent}"
+        in_term = parent if parent != record.parent else None
+        parent_hash = read_commit(self.root / in_term).commit_hash if in_term else record.parent_hash
         directory = self.root / directory_name(step, term)
         self._await_ranks(directory, term, world, timeout_s)
         records = [read_rank(directory, rank, step=step, term=term) for rank in range(world)]
@@ -118,8 +120,8 @@ class CheckpointStore:
             term=term,
             term_hash=record.term_hash,
             rows=rows,
-            parent=parent.name if parent else None,
-            parent_hash=parent.commit_hash if parent else None,
+            parent=parent,
+            parent_hash=parent_hash,
             world=world,
             params=dict(check_coverage(directory, records, kinds)),
             ranks=tuple(_file_record(directory / json_name(rank)) for rank in range(world)),
@@ -191,13 +193,19 @@ class CheckpointStore:
         """The commits of the run's lineage, newest first. Their COMMIT.json holds; their other files are not read yet.
 
         What stands in the lineage and cannot be a candidate is reported. Raises CheckpointError where term records are
-        damaged or lost.
+        damaged or lost, and at the end if there were commits and not one is a candidate.
         """
+        good, lost = 0, []
         for name, found in self._lineage():
             if isinstance(found, Commit):
+                good += 1
                 yield found
-            else:
-                report(f"{name} is passed over: {found}")
+                continue
+            report(f"{name} is passed over: {found}")
+            if isinstance(found, CheckpointError):
+                lost.append(name)
+        if lost and not good:
+            raise self.none_holds(lost)
 
     def newest_valid(self, report: Report = _warn) -> Commit | None:
         """The newest candidate of which every byte holds; None if the run never committed one.
@@ -216,13 +224,17 @@ class CheckpointStore:
             if isinstance(found, CheckpointError):
                 lost.append(name)
         if lost:
-            raise CheckpointError(
-                "no checkpoint of this run can be believed",
-                expected=f"one valid checkpoint in {self.root}",
-                found=f"{len(lost)} damaged or missing: {', '.join(lost[:4])}",
-                do="restore one from a copy, or start a new run with run.name=NEW",
-            )
+            raise self.none_holds(lost)
         return None
+
+    def none_holds(self, names: Sequence[str]) -> CheckpointError:
+        """The error for a run whose every candidate (`names`) was refused."""
+        return CheckpointError(
+            "no checkpoint of this run can be believed",
+            expected=f"one valid checkpoint in {self.root}",
+            found=f"{len(names)} damaged or missing: {', '.join(names[:4])}",
+            do="restore one from a copy, or start a new run with run.name=NEW",
+        )
 
     def _lineage(self) -> Iterator[tuple[str, Commit | CheckpointError | str]]:
         """(name, its commit, what is wrong with it, or a remark), newest first along the lineage."""
@@ -276,20 +288,20 @@ class CheckpointStore:
 
     # --- removing
 
-    def prune(self, keep: int, term: int, report: Report = _warn) -> Sequence[str]:
+    def prune(self, keep: int, newest: Commit, report: Report = _warn) -> Sequence[str]:
         """Remove what is older than the `keep` newest of the lineage; names of what was removed.
 
-        The newest is read whole first; if it does not hold, CheckpointError and nothing is removed. The one that the
-        newest term was opened from stays. Saves that did not finish are removed and reported, once they cannot finish;
+        newest: what `commit` returned. It is read whole first; if it does not hold, CheckpointError and nothing is
+        removed. The one that the newest term was opened from stays. Saves that did not finish are removed and reported, once they cannot finish;
         abandoned commits (zombies', rolled back, damaged) once this term has `keep` commits of its own. COMMIT.json
         goes first, so that a half removed directory is never believed.
         """
+        term = newest.term
         self._fence(term)
         assert keep >= 1, "prune keeps the newest"
+        self.verify(newest.name)
         history = [found for _, found in self._lineage() if isinstance(found, Commit)]
-        if not history:
-            return []
-        self.verify(history[0].name)
+        assert history[0].commit_hash == newest.commit_hash, f"{newest.name} is not the newest of the lineage"
         stay = {commit.name for commit in history[:keep]} | {load_term(self.run_dir, term).parent}
         own = [commit for commit in history if commit.term == term]
         in_lineage = {commit.name for commit in history}

@@ -12,6 +12,8 @@ import fcntl
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fmscale.errors import RunHeldError
@@ -57,7 +59,16 @@ class Lease:
                 return
             os.close(descriptor)  # somebody took over between our open and our lock
 
-    def held(self) -> bool:
+    @contextmanager
+    def held(self, *, take_over: bool = False) -> Iterator[None]:
+        """`acquire`, the block, `release`."""
+        self.acquire(take_over=take_over)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def still_held(self) -> bool:
         """Whether the lock is still this object's; False after another process took over."""
         return self._lock is not None and _same_file(self._lock, self.directory / "lock")
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -201,16 +202,17 @@ MAY_CHANGE_ON_RESUME: dict[str, str] = {
     "run.root": "where the run directory stands",
     "data.readers_per_node": "readers hold no position",
     "data.prefetch_batches": "readers hold no position",
-    "parallel.": "checkpoints hold no topology; losses stay equal within tolerance, batches to the bit",
+    "data.sources.*.corpus": "where the corpus stands; its content hash is part of the order and is checked",
+    "parallel.*": "checkpoints hold no topology; batches stay equal to the bit, losses within tolerance",
     "engine": "checkpoints hold no engine; losses stay equal within tolerance",
     "train.steps": "a longer or shorter run; the schedule follows it",
     "train.micro_batch": "rows per forward do not enter the order",
     "train.threads_per_rank": "losses stay equal within tolerance",
     "train.deterministic": "a property of kernels",
-    "checkpoint.": "when state is kept",
-    "eval.": "evaluation does not touch the training state",
-    "launch.": "where processes come from",
-    "logging.": "what is shown",
+    "checkpoint.*": "when state is kept",
+    "eval.*": "evaluation does not touch the training state",
+    "launch.*": "where processes come from",
+    "logging.*": "what is shown",
 }
 
 
@@ -260,4 +262,4 @@ def check_resume(old: Config, new: Config) -> None:
 
 
 def _may_change(key: str) -> bool:
-    return any(key == rule or (rule.endswith(".") and key.startswith(rule)) for rule in MAY_CHANGE_ON_RESUME)
+    return any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE_ON_RESUME)

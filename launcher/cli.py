@@ -181,14 +181,20 @@ def show(run: Run, as_json: AsJson = False) -> None:
 def checkpoint_list(run: Run, as_json: AsJson = False) -> None:
     """Committed checkpoints, newest first, and which of them a restart would take."""
     from fmscale.training.checkpoint import CheckpointStore
-    from fmscale.training.lease import Lease
 
     run_dir = _run_dir(run)
     store = CheckpointStore(run_dir / "checkpoints")
-    resumable = [commit.name for commit in store.candidates(Lease(run_dir))]
+    resumable = [commit.name for commit in store.candidates(lambda text: typer.echo(text, err=True))]
     commits = sorted(store.list(), key=lambda commit: (commit.term, commit.step), reverse=True)
     rows = [
-        {"name": c.name, "step": c.step, "term": c.term, "rows": c.rows, "parent": c.parent, "resumable": c.name in resumable}
+        {
+            "name": c.name,
+            "step": c.step,
+            "term": c.term,
+            "rows": c.rows,
+            "parent": c.parent,
+            "resumable": c.name in resumable,
+        }
         for c in commits
     ]
     if as_json:

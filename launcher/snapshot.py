@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.config import Config, check_resume, flatten, from_yaml, to_yaml
+from fmscale.corpus.sources import begin_ledger
 from fmscale.errors import CheckpointError
+from fmscale.observe.publish import replace
 
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "wandb", "sentencepiece", "omegaconf", "numpy", "safetensors")
 
@@ -42,8 +44,9 @@ def enter(config: Config) -> dict[str, str]:
             do="restore it, or start another run with run.name=NEW",
         )
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    _replace(file, to_yaml(config))
-    _replace(run_dir / "snapshot.json", json.dumps(environment(), indent=1) + "\n")
+    begin_ledger(config)
+    replace(file, to_yaml(config).encode())
+    replace(run_dir / "snapshot.json", (json.dumps(environment(), indent=1) + "\n").encode())
     return changed
 
 
@@ -52,7 +55,9 @@ def environment() -> dict[str, Any]:
     root = Path(__file__).resolve().parents[1]
     git = ["git", "-C", str(root)]
     try:
-        revision = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10).stdout.strip()
+        revision = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        ).stdout.strip()
         dirty = bool(subprocess.run([*git, "status", "--porcelain"], capture_output=True, timeout=10).stdout)
     except (OSError, subprocess.TimeoutExpired):
         revision, dirty = "", False
@@ -64,13 +69,3 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
     }
-
-
-def _replace(file: Path, text: str) -> None:
-    """Atomically: a reader sees the old text or the new one."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.rename(file)

@@ -26,8 +26,9 @@ from fmscale.errors import FmscaleError, RestartBudgetError
 from fmscale.observe import pids
 from fmscale.observe.events import EventLog
 from fmscale.observe.failure import Failure, first_cause
-from fmscale.observe.metrics import last_step
+from fmscale.observe.metrics import series
 from fmscale.training.lease import Lease
+from launcher import snapshot
 
 INCARNATION = "FMSCALE_INCARNATION"
 """Environment variable that every process of one incarnation carries."""
@@ -43,21 +44,28 @@ def supervise(config: Config, roll_back: str | None = None) -> None:
     Raises RunHeldError, RestartBudgetError, or the failure that no restart can mend.
     """
     run_dir = config.run_dir
-    with Lease(run_dir).held(), _signals_stop_us():
+    lease = Lease(run_dir)
+    lease.acquire()
+    with contextlib.ExitStack() as stack:
+        stack.callback(lease.release)
+        stack.enter_context(_signals_stop_us())
+        changed = snapshot.enter(config)
         pids.register(run_dir, "supervisor", 0)
         events = EventLog(run_dir)
+        if changed:
+            events.emit("settings_changed", changed=changed)
         restarts, last = 0, (-1, "")
         while True:
             incarnation = uuid.uuid4().hex[:12]
-            events.write("start", incarnation=incarnation, restarts=restarts, backend=config.launch.backend)
+            events.emit("start", incarnation=incarnation, restarts=restarts, backend=config.launch.backend)
             code = _incarnation(config, incarnation, roll_back)
             if code == 0:
-                events.write("end", incarnation=incarnation, step=last_step(run_dir))
+                events.emit("end", incarnation=incarnation, step=last_step(run_dir))
                 return
             roll_back = None
             cause, step = first_cause(run_dir, incarnation), last_step(run_dir)
             words = _words(cause, code)
-            events.write("incident", incarnation=incarnation, exit_code=code, step=step, cause=words)
+            events.emit("incident", incarnation=incarnation, exit_code=code, step=step, cause=words)
             _stop_if_hopeless(config, cause, words, restarts, step, last)
             restarts, last = restarts + 1, (step, words)
             _say(f"{words}, after step {step}; restart {restarts} of {config.launch.max_restarts}")
@@ -87,6 +95,12 @@ def _stop_if_hopeless(
         )
 
 
+def last_step(run_dir: Path) -> int:
+    """Steps that the run has finished, as its metrics tell; 0 before the first."""
+    steps = series(run_dir)
+    return int(steps[-1]["step"]) if steps else 0
+
+
 def _words(cause: Failure | None, code: int) -> str:
     if cause is not None:
         return f"rank {cause.rank} failed: {cause.kind}: {cause.message.splitlines()[0] if cause.message else ''}"
@@ -96,7 +110,7 @@ def _words(cause: Failure | None, code: int) -> str:
 def _incarnation(config: Config, incarnation: str, roll_back: str | None) -> int:
     """Start a driver, wait for it, leave nothing of it behind; its exit code."""
     run_dir = config.run_dir
-    environment = {**os.environ, INCARNATION: incarnation, "FMSCALE_SUPERVISED": "1"}
+    environment = {**os.environ, INCARNATION: incarnation}
     if roll_back:
         environment["FMSCALE_ROLL_BACK"] = roll_back
     threads = str(config.train.threads_per_rank)
@@ -161,8 +175,3 @@ def _signals_stop_us() -> Iterator[None]:
 
 def _say(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S', time.gmtime())} {text}", flush=True)
-
-
-def finished(run_dir: Path, steps: int) -> bool:
-    """Whether the run has trained `steps` steps and closed its last one with a commit."""
-    return (run_dir / "summary.json").exists() and last_step(run_dir) >= steps

@@ -11,7 +11,7 @@ from pathlib import Path
 from fmscale.config import Config
 from fmscale.corpus.ledger import Ledger
 from fmscale.corpus.manifest import Manifest
-from fmscale.corpus.order import Order, order_from_config
+from fmscale.corpus.order import Order, order_from_config, pin_generations
 from fmscale.corpus.shards import Corpus
 from fmscale.errors import ConfigError
 
@@ -64,6 +64,14 @@ def resolve(config: Config) -> Config:
             do="leave model.vocab_size out",
         )
     return replace(config, model=replace(config.model, vocab_size=vocab_size))
+
+
+def begin_ledger(config: Config) -> None:
+    """Write the ledger that a new run begins with; a run that has one keeps it."""
+    path = config.run_dir / "ledger.jsonl"
+    if not path.exists():
+        corpora = {name: Corpus.open(source.corpus, "train") for name, source in config.data.sources.items()}
+        pin_generations(corpora, config.train.global_batch).save(path)
 
 
 def open_run_data(config: Config) -> RunData:

@@ -15,20 +15,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from fmscale.config import Config, from_yaml, to_yaml
+from fmscale.config import Config, from_yaml
 from fmscale.corpus.ledger import Ledger
 from fmscale.corpus.loader import Loader, LocalLoader
 from fmscale.corpus.sources import RunData, open_run_data
 from fmscale.errors import CheckpointError, FmscaleError, MachineError
 from fmscale.observe import failure, pids
 from fmscale.observe.events import EventLog
+from fmscale.observe.recorder import Recorder
 from fmscale.topology import Topology
 from fmscale.training.checkpoint import CheckpointStore, Commit
 from fmscale.training.engine import build_engine
@@ -45,7 +46,6 @@ class RankPlace:
     rank: int
     world: int
     local_rank: int
-    supervised: bool
     store: Any = None
 
 
@@ -53,8 +53,6 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
     """Train from the newest valid checkpoint to the last step. Raises FmscaleError for what a user can mend."""
     device = _prepare_process(config, place)
     with contextlib.ExitStack() as stack:
-        if place.rank == 0 and not place.supervised:
-            stack.enter_context(Lease(config.run_dir).held())
         pids.register(config.run_dir, "rank", place.rank)
         control = _join(config, place, device)
         stack.callback(dist.destroy_process_group)
@@ -68,13 +66,26 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
         position = Position(term=term, step=0, rows=0, parent=None)
         if commit is not None:
             _check_identity(commit, data)
-            reader = store.open(commit)
-            engine.load_fragments(reader.read)
+            engine.load_fragments(store.open(commit).read)
             engine.optimizer_steps = commit.state["optimizer_steps"]
-            position = Position(term=term, step=commit.step, rows=commit.rows, parent=commit.name)
+            position = Position(term=term, step=commit.step, rows=commit.rows, parent=commit)
         loader = make_loader(config=config, data=data, data_rank=topology.data_rank(place.rank))
         stack.callback(loader.close)
-        Trainer(config, topology, place.rank, engine, loader, store, data, control, position).run()
+        recorder = None
+        if place.rank == 0:
+            recorder = stack.enter_context(Recorder(config, position.term, position.step, device.type))
+        Trainer(
+            config=config,
+            topology=topology,
+            rank=place.rank,
+            engine=engine,
+            loader=loader,
+            store=store,
+            data=data,
+            control=control,
+            position=position,
+            recorder=recorder,
+        ).run()
 
 
 def _prepare_process(config: Config, place: RankPlace) -> torch.device:
@@ -127,15 +138,16 @@ def _join(config: Config, place: RankPlace, device: torch.device) -> dist.Proces
 def _agree_on_checkpoint(
     config: Config, store: CheckpointStore, place: RankPlace, control: dist.ProcessGroup
 ) -> Commit | None:
-    """The newest commit of the pinned ancestry of which every rank finds its share of the bytes intact."""
-    events = EventLog(config.run_dir)
-    proposals = _proposals(config, store) if place.rank == 0 else iter(())
+    """The newest commit of the run's lineage of which every rank finds its share of the bytes intact."""
+    warn = _Loud(config) if place.rank == 0 else None
+    proposals = _proposals(store, warn) if warn else iter(())
     while True:
         offer: list[Any] = [next(proposals, None)]
         dist.broadcast_object_list(offer, src=0, group=control)
         commit: Commit | None = offer[0]
         if commit is None:
-            return None
+            # None was ever committed, or none holds: then this raises, since a run never starts over by itself.
+            return store.newest_valid() if place.rank == 0 else None
         problem = ""
         try:
             store.open(commit).verify_share(place.rank, place.world)
@@ -146,23 +158,33 @@ def _agree_on_checkpoint(
         first = next((text for text in problems if text), None)
         if first is None:
             return commit
-        if place.rank == 0:
-            events.write("checkpoint_refused", name=commit.name, problem=first)
-            print(f"checkpoint {commit.name} is damaged; taking the one before it\n{first}", flush=True)
+        if warn:
+            warn(f"{commit.name} is passed over: {first}")
 
 
-def _proposals(config: Config, store: CheckpointStore) -> Iterator[Commit]:
+class _Loud:
+    """Tells the user and the run's events of every checkpoint that is not believed."""
+
+    def __init__(self, config: Config) -> None:
+        self.events = EventLog(config.run_dir)
+
+    def __call__(self, text: str) -> None:
+        self.events.emit("checkpoint_passed_over", text=text)
+        print(f"checkpoint {text}", flush=True)
+
+
+def _proposals(store: CheckpointStore, warn: _Loud) -> Iterator[Commit]:
     roll_back = os.environ.get("FMSCALE_ROLL_BACK")
-    commits = list(store.candidates(Lease(config.run_dir)))
-    if roll_back:
-        commits = [commit for commit in commits if commit.name == roll_back]
-        if not commits:
-            raise CheckpointError(
-                "no such checkpoint to roll back to",
-                expected="one that `fmscale checkpoint list` shows as resumable",
-                found=roll_back,
-                do="choose another",
-            )
+    if not roll_back:
+        return store.candidates(warn)
+    commits = [commit for commit in store.candidates(warn) if commit.name == roll_back]
+    if not commits:
+        raise CheckpointError(
+            "no such checkpoint to roll back to",
+            expected="one that `fmscale checkpoint list` shows as resumable",
+            found=roll_back,
+            do="choose another",
+        )
     return iter(commits)
 
 
@@ -173,15 +195,17 @@ def _open_term(config: Config, commit: Commit | None, place: RankPlace, control:
 
 
 def _check_identity(commit: Commit, data: RunData) -> None:
-    """A checkpoint's past must be this run's past: same order, same ledger up to its row."""
-    if commit.state["order_fingerprint"] != data.order.fingerprint():
+    """A checkpoint's past must be this run's past: the same order, and a ledger that only grew since."""
+    ledger = Ledger.from_json(commit.state["ledger"], f"checkpoint {commit.name}")
+    data.ledger.require_extends(ledger, f"checkpoint {commit.name}")
+    order = replace(data.order, ledger=ledger).fingerprint
+    if commit.state["order_fingerprint"] != order:
         raise CheckpointError(
             f"checkpoint {commit.name} was trained on another order of rows",
-            expected=f"order {commit.state['order_fingerprint']}",
-            found=f"order {data.order.fingerprint()}",
+            expected=f"order {commit.state['order_fingerprint'][:16]}",
+            found=f"order {order[:16]}",
             do="restore the corpora, their weights and the seed, or start another run with run.name=NEW",
         )
-    Ledger.from_json(commit.state["ledger"]).require_prefix_of(data.ledger)
 
 
 @contextlib.contextmanager
@@ -194,17 +218,18 @@ def guarded(run_dir: Path, rank: int) -> Iterator[None]:
         raise
 
 
+def place_from_environment() -> RankPlace:
+    """As torchrun says it; srun's variables are translated by the job script."""
+    rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    return RankPlace(rank=rank, world=world, local_rank=local_rank)
+
+
 def main(run_dir: Path) -> int:
     """One rank under torchrun or srun, with a loader of its own."""
     if sys.platform == "linux":  # torchrun's agent does not take its ranks along when it is killed
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    place = RankPlace(
-        rank=int(os.environ["RANK"]),
-        world=int(os.environ["WORLD_SIZE"]),
-        local_rank=int(os.environ["LOCAL_RANK"]),
-        supervised="FMSCALE_SUPERVISED" in os.environ,
-    )
     config = from_yaml((run_dir / "config.yaml").read_text())
+    place = place_from_environment()
     try:
         with guarded(run_dir, place.rank):
             run_rank(config, place, LocalLoader)

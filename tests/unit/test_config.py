@@ -1,11 +1,13 @@
 """Settings: layering, and the mistakes users make, each with its message."""
 
+import re
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
 
-from fmscale.config import Config, check_resume, from_yaml, load, to_yaml
+from fmscale.config import MAY_CHANGE_ON_RESUME, Config, check_resume, flatten, from_yaml, load, to_yaml
 from fmscale.errors import ConfigError
 from fmscale.validate import validate
 
@@ -129,3 +131,19 @@ def test_resume_refuses_a_change_of_identity_and_allows_topology(corpus: Path) -
     assert "data.seed: 0 -> 7" in str(caught.value)
     assert "optim.lr: 0.001 -> 0.5" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 6
+
+
+def test_the_documented_table_of_resumable_settings_is_the_codes() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "config.md").read_text()
+    table = text.split("## What a resumed run may change")[1].split("Everything else")[0]
+    documented = {
+        word
+        for line in table.splitlines()
+        for word in re.findall(r"`([\w.*]+)`", line.split("|")[1:2][0] if "|" in line else "")
+    }
+    assert documented == set(MAY_CHANGE_ON_RESUME)
+
+
+def test_every_resumable_pattern_names_a_setting() -> None:
+    keys = [key for key, _ in flatten(load([], ["data.sources.web.corpus=c"]))]
+    assert [p for p in MAY_CHANGE_ON_RESUME if not any(fnmatchcase(key, p) for key in keys)] == []

@@ -1,0 +1,171 @@
+"""The training loop: when things happen. How they happen is the engine's, the loader's and the store's business.
+
+State is one position (step, rows consumed); a run that starts anywhere in it continues the same series of numbers.
+Evaluation and checkpoints read state and change none of it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fmscale.config import Config, to_yaml
+from fmscale.corpus.batch import Batch, batch_hash, combine, hash_hex
+from fmscale.corpus.loader import Loader
+from fmscale.corpus.sources import RunData
+from fmscale.errors import FmscaleError
+from fmscale.observe.faults import fault_point
+from fmscale.observe.recorder import Recorder
+from fmscale.tokenizer import Tokenizer
+from fmscale.topology import PADDING, Topology
+from fmscale.training.checkpoint import CheckpointStore, Commit
+from fmscale.training.engine import Engine, StepOutput
+from fmscale.training.schedule import learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position:
+    """Where a run stands: in which term, steps done, rows consumed."""
+
+    term: int
+    step: int
+    rows: int
+    parent: Commit | None
+    """The newest checkpoint behind it; known to rank 0, and to all ranks right after loading."""
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Every `every` steps (0: never), and after the last one."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    config: Config
+    topology: Topology
+    rank: int
+    engine: Engine
+    loader: Loader
+    store: CheckpointStore
+    data: RunData
+    control: dist.ProcessGroup
+    """A gloo group of all ranks, for hashes and counts."""
+    position: Position
+    recorder: Recorder | None
+    """On rank 0 alone."""
+    token_bytes: np.ndarray[Any, np.dtype[np.int32]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.token_bytes = Tokenizer.load(self.data.tokenizer_path).token_bytes()
+
+    def run(self) -> None:
+        config, last = self.config, self.config.train.steps
+        batches = self.loader.batches(self.position.rows)
+        for step in range(self.position.step + 1, last + 1):
+            fault_point(f"step.{step}", self.rank)
+            started = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            lr = learning_rate(step, last, config.optim.lr, config.schedule)
+            output = self.engine.train_batch(batch, lr)
+            digest = self._global_hash(batch)
+            self.position = replace(self.position, step=step, rows=self.position.rows + config.train.global_batch)
+            self._record(output, lr, time.perf_counter() - started, waited, digest)
+            if due(step, config.eval.every_steps, last):
+                self.evaluate()
+            if due(step, config.checkpoint.every_steps, last):
+                self.save()
+
+    def _record(self, output: StepOutput, lr: float, step_time_s: float, waited: float, digest: str) -> None:
+        step, rows = self.position.step, self.position.rows
+        if not math.isfinite(output.loss):
+            raise FmscaleError(
+                f"the loss of step {step} is {output.loss}",
+                expected="a finite number",
+                found=f"loss {output.loss}, gradient norm {output.grad_norm}, learning rate {lr:.3g}",
+                do="lower optim.lr or lengthen schedule.warmup_steps; the newest checkpoint is from before this step",
+            )
+        if self.recorder is not None:
+            self.recorder.step(
+                step=step,
+                rows=rows,
+                loss=output.loss,
+                lr=lr,
+                grad_norm=output.grad_norm,
+                step_time_s=step_time_s,
+                data_wait_s=waited,
+                batch_hash=digest,
+            )
+
+    def _global_hash(self, batch: Batch) -> str:
+        """The batch hash over all ranks, each row once: first stages speak, others are silent."""
+        mine = batch_hash(batch) if self.topology.stage(self.rank) == 0 else 0
+        hashes: list[int] = [0] * self.topology.world_size
+        dist.all_gather_object(hashes, mine, group=self.control)
+        return hash_hex(combine(hashes))
+
+    def evaluate(self) -> None:
+        """Mean loss over the held-out rows, and its cost per byte of their text."""
+        loss, targets, text_bytes = 0.0, 0, 0
+        for batch in self.loader.heldout_batches():
+            loss += self.engine.eval_batch(batch) * batch.targets
+            targets += batch.targets
+            text_bytes += self._label_bytes(batch)
+        if self.recorder is not None and targets:
+            self.recorder.evaluation(
+                step=self.position.step,
+                rows=self.position.rows,
+                heldout_loss=loss / targets,
+                heldout_tokens=targets,
+                heldout_bits_per_byte=loss / math.log(2) / max(1, text_bytes),
+            )
+
+    def _label_bytes(self, batch: Batch) -> int:
+        """Bytes of text that the batch's targets stand for, over all ranks."""
+        labels = batch.labels[batch.labels >= 0] if self.topology.stage(self.rank) == 0 else batch.labels[:0]
+        total = torch.tensor([int(self.token_bytes[labels].sum())])
+        dist.all_reduce(total, group=self.control)
+        return int(total)
+
+    def save(self) -> None:
+        """Every rank writes what it owns; rank 0 commits once all have."""
+        position = self.position
+        started = time.perf_counter()
+        self.store.write_rank(position.step, position.term, self.rank, self.engine.fragments())
+        if self.rank:
+            return
+        commit = self.store.commit(
+            position.step,
+            position.term,
+            self.topology.world_size,
+            position.rows,
+            position.parent,
+            self._state(),
+            self.config.launch.timeout_s,
+        )
+        self.position = replace(position, parent=commit)
+        assert self.recorder is not None, "rank 0 records"
+        self.recorder.checkpoint(commit.name, position.step, time.perf_counter() - started)
+        self.store.prune(self.config.checkpoint.keep, position.term, self.recorder.remark)
+
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint holds besides tensors; plain JSON."""
+        config = self.config
+        return {
+            "config": to_yaml(config),
+            "order_fingerprint": self.data.order.fingerprint,
+            "ledger": self.data.ledger.to_json(),
+            "optimizer_steps": self.engine.optimizer_steps,
+            "engine_state": self.engine.state_outside_fragments(),
+            "engine": config.engine,
+            "topology": {"dp": config.parallel.dp, "pp": config.parallel.pp, "tp": config.parallel.tp},
+            "threads_per_rank": config.train.threads_per_rank,
+            "precision": config.train.precision,
+            "randomness": "keyed by (seed, step, micro-batch, row); no generator state",
+        }

@@ -1,0 +1,215 @@
+"""`make demo`: the main path, whole, on text that every machine has. Each stage is a command a user can run alone.
+
+    gather -> tokenizer -> prepare -> train -> summary          all below OUT/demo-data and OUT/demo
+
+Every stage leaves a finished file that is believed on the next start, so a demo that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmscale.config import Config, load
+from fmscale.corpus.loader import I64, heldout_places, read_rows
+from fmscale.corpus.sources import RunData, open_run_data, resolve
+from fmscale.errors import FmscaleError
+from fmscale.tokenizer import Tokenizer
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+VOCAB_SIZE = 4096
+TOKENIZER_SAMPLE_BYTES = 4_000_000
+HELDOUT_FRACTION = 0.08
+BAR = 0.75
+"""The model must need at most this share of the bits of the held-out text's own unigram model."""
+PROMPT = "def read_config(path):\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    data: Path
+    run: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.data / "raw"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.data / "tokenizer.model"
+
+    @property
+    def corpus(self) -> Path:
+        return self.data / "corpus"
+
+
+def run_demo(out: Path, fresh: bool) -> None:
+    """Raises FmscaleError if the trained model does not pass the bar."""
+    paths = Paths(data=out / "demo-data", run=out / "demo")
+    if fresh:
+        for directory in (paths.data, paths.run):
+            shutil.rmtree(directory, ignore_errors=True)
+    started = time.monotonic()
+    _stage(1, f"gather source text and documentation of this Python -> {paths.raw}", lambda: _gather(paths))
+    _stage(2, f"train a tokenizer of {VOCAB_SIZE:,} tokens -> {paths.tokenizer}", lambda: _tokenizer(paths))
+    _stage(3, f"clean, hold out, tokenise, write shards with Ray -> {paths.corpus}", lambda: _prepare(paths))
+    config = _config(paths)
+    _stage(4, f"train on Ray with DeepSpeed -> {paths.run}", lambda: _train(config))
+    _stage(5, "compare, sample, sum up", lambda: _summary(config, paths, time.monotonic() - started))
+
+
+def _stage(number: int, title: str, work: Callable[[], str]) -> None:
+    print(f"\n[{number}/5] {title}", flush=True)
+    started = time.monotonic()
+    print(f"      {work()} ({time.monotonic() - started:.1f} s)", flush=True)
+
+
+def _gather(paths: Paths) -> str:
+    from data_pipeline.gather import gather
+
+    found = gather(paths.raw)
+    return f"{found.documents:,} documents of {found.groups} packages, {found.text_bytes / 1e6:.1f} MB"
+
+
+def _recipe(paths: Paths) -> Any:
+    from data_pipeline.pipeline import Recipe
+
+    return Recipe(
+        inputs=[str(paths.raw)],
+        output=str(paths.corpus),
+        tokenizer=str(paths.tokenizer),
+        heldout_fraction=HELDOUT_FRACTION,
+        heldout_by="group",
+    )
+
+
+def _tokenizer(paths: Paths) -> str:
+    from data_pipeline.run import train_tokenizer
+
+    if not paths.tokenizer.exists():
+        train_tokenizer(
+            [str(paths.raw)],
+            out=paths.tokenizer,
+            vocab_size=VOCAB_SIZE,
+            sample_bytes=TOKENIZER_SAMPLE_BYTES,
+            recipe=_recipe(paths),
+        )
+    return f"fingerprint {Tokenizer.load(paths.tokenizer).fingerprint[:12]}"
+
+
+def _prepare(paths: Paths) -> str:
+    from data_pipeline.run import prepare
+    from fmscale.corpus.manifest import Manifest
+    from launcher.ray_cluster import cluster
+
+    if (paths.corpus / "manifest.json").exists():
+        manifest = Manifest.load(paths.corpus)
+    else:
+        with cluster(min_cpus=1):
+            manifest = prepare(_recipe(paths))
+    train, heldout = manifest.splits["train"], manifest.splits["heldout"]
+    return f"{train.tokens:,} tokens to train on, {heldout.tokens:,} held out, in {len(manifest.shards)} shards"
+
+
+def _config(paths: Paths) -> Config:
+    settings = [f"run.root={paths.run.parent}", f"data.sources.python.corpus={paths.corpus}"]
+    return _on_few_gpus(load([CONFIG], settings))
+
+
+def _on_few_gpus(config: Config) -> Config:
+    """Two ranks need two GPUs or none: with a single one, one rank takes it."""
+    nvidia_smi = shutil.which("nvidia-smi")
+    if nvidia_smi is None:
+        return config
+    listed = subprocess.run([nvidia_smi, "-L"], capture_output=True, text=True).stdout
+    if sum(line.startswith("GPU ") for line in listed.splitlines()) != 1:
+        return config
+    return replace(config, parallel=replace(config.parallel, dp=1))
+
+
+def _train(config: Config) -> str:
+    from launcher.start import start
+
+    start(config)
+    return f"{config.train.steps} steps"
+
+
+def _summary(config: Config, paths: Paths, wall_s: float) -> str:
+    from fmscale.adapt.generate import load_model, sample
+    from launcher.start import write_summary
+
+    config = resolve(config)
+    data = open_run_data(config)
+    tokenizer = Tokenizer.load(data.tokenizer_path)
+    labels = heldout_labels(config, data)
+    text_bytes = int(tokenizer.token_bytes()[labels].sum())
+    totals = write_summary(
+        config.run_dir,
+        {
+            "vocab_size": config.model.vocab_size,
+            "heldout_text_bytes": text_bytes,
+            "unigram_bits_per_byte": unigram_bits(labels) / text_bytes,
+            "xz_bits_per_byte": xz_bits(tokenizer.decode(labels.tolist())) / text_bytes,
+            "wall_s": wall_s,
+        },
+    )
+    continuation = sample(load_model(config.run_dir, config), tokenizer, PROMPT, tokens=80, seed=0)
+    _print_summary(paths, totals, continuation)
+    share = totals["heldout_bits_per_byte"] / totals["unigram_bits_per_byte"]
+    if share > BAR:
+        raise FmscaleError(
+            "the model has not learnt enough",
+            expected=f"at most {BAR:.0%} of the unigram model's bits on held-out text",
+            found=f"{share:.0%} ({totals['heldout_bits_per_byte']:.3f} bits per byte)",
+            do="run `make demo FRESH=1`; if it stays, please report summary.json and snapshot.json",
+        )
+    return f"{1 - share:.0%} fewer bits than the text's own unigram model"
+
+
+def heldout_labels(config: Config, data: RunData) -> I64:
+    """The targets [N] of the run's evaluations."""
+    corpora = [data.heldout[source.name] for source in data.order.sources]
+    places = heldout_places(corpora, config.data.seq_len, config.eval.rows)
+    return read_rows(corpora, places, config.data.seq_len)[:, 1:].astype(np.int64).ravel()
+
+
+def _print_summary(paths: Paths, totals: dict[str, Any], continuation: str) -> None:
+    model, unigram, xz = (totals[f"{name}_bits_per_byte"] for name in ("heldout", "unigram", "xz"))
+    indented = "\n".join(f"      | {line}" for line in continuation.splitlines())
+    print(
+        f"""
+      held-out text, bits per byte:  model {model:.3f}   its own unigram model {unigram:.3f}   xz -9 {xz:.3f}
+      {totals["tokens"]:,} tokens in {totals["steps"]} steps, {totals["tokens_per_s"]:,.0f} tokens/s, {totals["wall_s"]:.0f} s in all
+
+      a sample, after the prompt {PROMPT!r}:
+{indented}
+
+      the run           {paths.run}   (metrics.jsonl, events.jsonl, checkpoints/, summary.json)
+      its steps         fmscale runs show {paths.run}
+      in the terminal   wandb leet {paths.run / "wandb"}
+      which rows        fmscale order {paths.run / "config.yaml"} --from 1 --steps 2
+      the corpus        fmscale data inspect {paths.corpus}
+      train longer      fmscale train {paths.run / "config.yaml"} train.steps={2 * totals["steps"]}
+      your own text     see "Your own text" in README.md""",
+        flush=True,
+    )
+
+
+def unigram_bits(labels: I64) -> float:
+    """What the labels [N] cost under their own token frequencies: N x entropy, in bits (Shannon 1948)."""
+    counts = np.bincount(labels)
+    counts = counts[counts > 0]
+    return float(-(counts * np.log2(counts / counts.sum())).sum())
+
+
+def xz_bits(text: str) -> int:
+    """What `xz -9` needs for the text as one file."""
+    return 8 * len(lzma.compress(text.encode(), preset=9))

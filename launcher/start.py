@@ -1,0 +1,110 @@
+"""Behind `fmscale train`: check everything that can be checked without starting anything, then start it.
+
+    plan(config)     what would be trained, as text; writes nothing
+    start(config)    train to the last step, or say that it is done
+
+Under the user's own torchrun (RANK is set) this process is one rank; otherwise it supervises the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from fmscale.config import Config
+from fmscale.corpus.sources import resolve
+from fmscale.errors import ConfigError
+from fmscale.observe.metrics import summary
+from fmscale.observe.publish import replace
+from fmscale.validate import validate
+from launcher.supervise import last_step, supervise
+
+
+def check(config: Config) -> Config:
+    """`config` with what its corpora know filled in. Raises ConfigError or DataError."""
+    world = int(os.environ["WORLD_SIZE"]) if _is_rank(config) else None
+    validate(config, world)
+    return resolve(config)
+
+
+def plan(config: Config) -> str:
+    """The resolved plan of a run: model, data, steps, ranks."""
+    from fmscale.corpus.sources import open_run_data
+    from fmscale.observe.flops import flops_per_token, formula, parameter_count
+
+    config = check(config)
+    data = open_run_data(config)
+    tokens = config.train.steps * config.train.global_batch * config.data.seq_len
+    per_token = flops_per_token(config.model, config.data.seq_len)
+    shares = data.order.shares(config.train.steps * config.train.global_batch)
+    lines = [
+        f"run       {config.run_dir}, at step {last_step(config.run_dir)} of {config.train.steps}",
+        f"model     {parameter_count(config.model):,} parameters, vocabulary {config.model.vocab_size:,}",
+        f"work      {tokens:,} tokens x {per_token:,.0f} FLOPs = {tokens * per_token:.3g} FLOPs ({formula()})",
+        f"batch     {config.train.global_batch} rows x {config.data.seq_len} tokens, {config.train.micro_batch} a forward",
+        f"ranks     {config.world_size} (dp {config.parallel.dp} x pp {config.parallel.pp}), engine {config.engine}",
+    ]
+    for number, source in enumerate(data.order.sources):
+        epochs = shares[number] / data.order.rows_per_epoch(number)
+        path = data.train[source.name].path
+        lines.append(f"source    {source.name}: {int(shares[number]):,} rows, {epochs:.2f} epochs of {path}")
+    return "\n".join(lines)
+
+
+def start(config: Config, roll_back: str | None = None) -> None:
+    """Train `config` to its last step and leave summary.json in the run directory."""
+    config = check(config)
+    if _is_rank(config):
+        _be_a_rank(config, roll_back)
+        return
+    summary_file = config.run_dir / "summary.json"
+    if summary_file.exists() and last_step(config.run_dir) >= config.train.steps and not roll_back:
+        print(
+            f"run {config.run_dir} is done: {config.train.steps} steps. More with train.steps=N, anew with run.name=NEW"
+        )
+        return
+    supervise(config, roll_back)
+    write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})
+    print(f"done: {summary_file}; steps with `fmscale runs show {config.run_dir}`")
+
+
+def write_summary(run_dir: Path, more: dict[str, Any]) -> dict[str, Any]:
+    """summary.json: the totals of the run's metrics and `more`; returns them."""
+    totals = summary(run_dir)
+    totals = {"steps": totals["step"], **totals, **more}
+    replace(run_dir / "summary.json", (json.dumps(totals, indent=1) + "\n").encode())
+    return totals
+
+
+def _is_rank(config: Config) -> bool:
+    return config.launch.backend == "torchrun" and "RANK" in os.environ
+
+
+def _be_a_rank(config: Config, roll_back: str | None) -> None:
+    from fmscale.corpus.loader import LocalLoader
+    from fmscale.training.lease import Lease
+    from fmscale.training.worker import guarded, place_from_environment, run_rank
+    from launcher.snapshot import enter
+
+    if roll_back:
+        raise ConfigError(
+            "a roll-back is started by `fmscale train`, not under torchrun",
+            expected="--roll-back without RANK in the environment",
+            found=f"RANK={os.environ['RANK']}",
+            do="run `fmscale train ... --roll-back NAME` without torchrun; launch.backend=torchrun is fine",
+        )
+    place = place_from_environment()
+    with guarded(config.run_dir, place.rank):
+        if place.rank:
+            run_rank(config, place, LocalLoader)
+            return
+        with contextlib.ExitStack() as stack:
+            lease = Lease(config.run_dir)
+            lease.acquire()
+            stack.callback(lease.release)
+            enter(config)
+            run_rank(config, place, LocalLoader)
+            write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})

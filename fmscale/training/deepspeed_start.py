@@ -1,0 +1,165 @@
+"""DeepSpeed, started so that it computes what the plain engine computes, quietly and without compiling anything.
+
+    ds = start(model, parameters, config, device, stage=..., micro_batches=...)    # a DeepSpeedEngine
+    stop(ds)
+
+The one module that imports DeepSpeed (`engine_pipe` asks it for the pipeline's classes). What is settled here:
+
+Gradient    of (sum over targets / targets of the global batch): summed over ranks, never averaged. DeepSpeed averages
+            by default; its `sum` exists for ZeRO 0-2, and for ZeRO 3 `loss_factor` undoes the average beforehand.
+Precision   gradients are accumulated and sent in float32, also where parameters are bfloat16; DeepSpeed's default is
+            bfloat16 for both.
+Clipping    with `Clip` for ZeRO 0, where DeepSpeed forgets the norm (fp32) or takes it of rounded gradients (bf16).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fmscale.config import Config
+from fmscale.training.optim import build_optimizer
+
+BUCKET = 50_000_000
+"""Elements reduced or gathered at once: 200 MB in float32, enough to hide latency (DeepSpeed's default is 2 GB)."""
+
+
+def load_deepspeed(device: torch.device) -> Any:
+    """The module `deepspeed`, ready for `device`, with torch.distributed initialised (alone, if nobody has)."""
+    # Both are read at import: which accelerator there is, and which GPU of this node is ours.
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    with quiet():
+        import deepspeed
+    log = logging.getLogger("DeepSpeed")
+    log.setLevel(logging.WARNING)
+    for handler in log.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(sys.stderr)  # standard output belongs to the run
+    # DeepSpeed 0.19 calls what torch 2.13 has renamed, at every step.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
+    # On CPUs DeepSpeed would compile a shared-memory all-reduce in the first start (22-79 s, needs g++): gloo will do.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def start(
+    model: torch.nn.Module,
+    parameters: list[tuple[str, torch.nn.Parameter]],
+    config: Config,
+    device: torch.device,
+    *,
+    stage: int,
+    micro_batches: int,
+) -> Any:
+    """The DeepSpeedEngine around `model`. parameters: those of this rank, with canonical names."""
+    deepspeed = load_deepspeed(device)
+    optimizer = build_optimizer(parameters, config.optim)
+    elements = sum(parameter.numel() for _, parameter in parameters)
+    with quiet():
+        ds, _, _, _ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=settings(config, stage, micro_batches, elements)
+        )
+    if stage == 0 and config.train.precision == "bf16":
+        for _, parameter in parameters:
+            # Autograd then adds micro-batches up in float32, as DeepSpeed's other optimizers do by themselves.
+            parameter.grad_dtype = torch.float32
+    return ds
+
+
+def settings(config: Config, stage: int, micro_batches: int, elements: int) -> dict[str, Any]:
+    """DeepSpeed's configuration. elements: parameters of this rank's model, which bound the buffers."""
+    bf16 = config.train.precision == "bf16"
+    bucket = max(1024, min(BUCKET, elements + elements % 2))
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.train.micro_batch,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": 0.0 if stage == 0 else config.train.grad_clip,
+        "gradient_allreduce_op": "mean" if stage == 3 else "sum",
+        "communication_data_type": "fp32",
+        "steps_per_print": sys.maxsize,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            # It replaces torch.nn.functional.linear in the whole process, and adds the bias apart, so that ZeRO 3
+            # would round otherwise than ZeRO 1.
+            "memory_efficient_linear": False,
+        },
+    }
+    if bf16:
+        result["bf16"] = {"enabled": True}
+        if stage > 0:
+            result["data_types"] = {"grad_accum_dtype": "fp32"}
+    return result
+
+
+def loss_factor(stage: int, dp: int) -> float:
+    """What a loss is multiplied by so that the gradient is a sum over ranks; see above."""
+    return float(dp) if stage == 3 else 1.0
+
+
+class Clip:
+    """Clips the gradient to the norm `largest` just before torch's optimizer steps, and remembers its norm.
+
+    pipeline: the ranks that hold the other stages, where there are any.
+    """
+
+    def __init__(self, optimizer: Any, largest: float, pipeline: dist.ProcessGroup | None = None) -> None:
+        self.norm = 0.0
+        self._largest = largest
+        self._pipeline = pipeline
+        inner = getattr(optimizer, "optimizer", optimizer)  # in bf16 DeepSpeed wraps torch's
+        inner.register_step_pre_hook(self._before_step)
+
+    @torch.no_grad()
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        gradients, counted = [], []
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    gradients.append(parameter.grad)
+                    if not getattr(parameter, "ds_pipe_replicated", False):  # tied: another stage counts it
+                        counted.append(parameter.grad)
+        square = torch.zeros((), device=gradients[0].device)
+        if counted:
+            square = torch.stack([torch.linalg.vector_norm(gradient) for gradient in counted]).square().sum()
+        if self._pipeline is not None:
+            dist.all_reduce(square, group=self._pipeline)
+        norm = square.sqrt()
+        self.norm = norm.item()
+        if self._largest > 0:
+            torch._foreach_mul_(gradients, (self._largest / (norm + 1e-6)).clamp(max=1.0))
+
+
+def stop(ds: Any) -> None:
+    """Free what `start` made, so that another engine may start in this process."""
+    import deepspeed
+    from deepspeed.utils import groups
+
+    with quiet():
+        ds.destroy()
+    groups._release_process_group_references()
+    deepspeed.comm.comm.cdb = None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """DeepSpeed prints its layout to standard output, which belongs to the run."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

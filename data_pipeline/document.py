@@ -1,0 +1,88 @@
+"""The unit of the pipeline and the law of its steps: one document in, one document out.
+
+A step never makes a document disappear. It hands on what it rejects with a reason (`drop`), and `through` takes the
+rejected ones out and counts them by reason. So `in = out + dropped` holds for every step, ours or a user's, and a
+step that loses documents is found at once.
+
+    def no_latin(documents):                       # a step of one's own; a recipe names it `mypackage.steps:no_latin`
+        for document in documents:
+            yield drop(document, "latin") if "lorem ipsum" in document.text else document
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    id: str
+    """The record's own id, or `SOURCE:RECORD`. Held-out decisions and lineage go by it."""
+    text: str
+    source: str = ""
+    """Name of the input file, relative to the input that was asked for."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """The other fields of the record."""
+    file: int = 0
+    """Place of the input file in the corpus's pinned list."""
+    record: int = 0
+    """Ordinal of the record in its file; lines count, also bad ones."""
+    dropped: str = ""
+    """Why this document goes no further; empty while it does."""
+
+
+Step = Callable[[Iterable[Document]], Iterator[Document]]
+"""One document out for each one in, in the same order. The same result each time: a recipe's steps run twice."""
+
+
+def drop(document: Document, reason: str) -> Document:
+    """`document`, rejected. Its text is released: only the count and the lineage go on."""
+    assert reason, "a drop needs a reason"
+    return dataclasses.replace(document, text="", dropped=reason)
+
+
+def through(documents: Iterable[Document], steps: Sequence[Step], dropped: Counter[str]) -> Iterator[Document]:
+    """All documents after all steps, the rejected ones among them (in place, text empty), each counted in `dropped`.
+
+    A step sees only what the steps before it kept.
+    """
+    stream: Iterator[Document] = iter(documents)
+    for step in steps:
+        stream = _around(step, stream)
+    for document in stream:
+        if document.dropped:
+            dropped[document.dropped] += 1
+        yield document
+
+
+def _around(step: Step, documents: Iterator[Document]) -> Iterator[Document]:
+    """`step` over the documents that are still kept, the rejected ones put back in their places."""
+    waiting: list[Document | None] = []  # what the step has not answered yet: None stands for one that it was given
+
+    def kept() -> Iterator[Document]:
+        for document in documents:
+            if document.dropped:
+                waiting.append(document)
+            else:
+                waiting.append(None)
+                yield document
+
+    for answer in step(kept()):
+        while waiting and (rejected := waiting[0]) is not None:
+            waiting.pop(0)
+            yield rejected
+        assert waiting, f"step {_name(step)} returned more documents than it was given"
+        waiting.pop(0)
+        yield answer
+    for left in waiting:
+        assert left is not None, f"step {_name(step)} lost documents: reject with drop(document, reason)"
+        yield left
+    assert next(documents, None) is None, f"step {_name(step)} stopped before the last document"
+
+
+def _name(step: Step) -> str:
+    return getattr(step, "__qualname__", repr(step))

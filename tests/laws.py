@@ -1,0 +1,61 @@
+"""Laws that any loader, and any position of a run, must keep; the tests of several parts hold theirs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+
+from fmscale.corpus.batch import Batch, batch_hash, combine
+from fmscale.topology import PADDING
+
+WORLDS = (1, 2, 3, 4, 8)
+
+
+def same(a: Batch, b: Batch) -> bool:
+    """Equal to the bit, kinds of numbers included."""
+    pairs = [(a.rows, b.rows), (a.tokens, b.tokens), (a.labels, b.labels), (a.positions, b.positions)]
+    return a.targets == b.targets and all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in pairs)
+
+
+def restore_at_every_step(batches: Callable[[int], Iterator[Batch]], global_batch: int, steps: int) -> None:
+    """Going on from the row of any step gives what the uninterrupted run would have had from there on.
+
+    batches: first row -> the batches from there on (a new loader for each call).
+    """
+    undisturbed = list(islice(batches(0), steps))
+    assert len({batch_hash(batch) for batch in undisturbed}) == steps, "the batches do not differ: nothing is tested"
+    for step in range(steps):
+        resumed = list(islice(batches(step * global_batch), steps - step))
+        assert all(map(same, resumed, undisturbed[step:])), f"resumed at step {step}, other batches came"
+
+
+def same_global_batches(
+    batches: Callable[[int, int], Iterator[Batch]], steps: int, worlds: Sequence[int] = WORLDS
+) -> list[int]:
+    """For any number of ranks: each step trains the same rows with the same contents, each row once, and one count of
+    targets on all ranks. Returns the batch hash of each step.
+
+    batches: (ranks, rank) -> the batches of this rank.
+    """
+    reference: list[tuple[dict[int, bytes], int, int]] | None = None
+    for world in worlds:
+        ranks = [list(islice(batches(world, rank), steps)) for rank in range(world)]
+        found = []
+        for shares in zip(*ranks, strict=True):
+            assert len({len(share.rows) for share in shares}) == 1, "ranks with unequal numbers of micro-batches"
+            rows: dict[int, bytes] = {}
+            for share in shares:
+                for i, row in enumerate(share.rows.tolist()):
+                    if row != PADDING:
+                        assert row not in rows, f"row {row} was handed out twice to {world} ranks"
+                        rows[row] = share.tokens[i].tobytes() + share.labels[i].tobytes() + share.positions[i].tobytes()
+            targets = {share.targets for share in shares}
+            assert len(targets) == 1, f"ranks disagree on the targets: {targets}"
+            found.append((rows, targets.pop(), combine(batch_hash(share) for share in shares)))
+        reference = reference or found
+        for step, (mine, theirs) in enumerate(zip(found, reference, strict=True)):
+            assert mine == theirs, f"step {step} differs between {worlds[0]} and {world} ranks"
+    assert reference is not None
+    return [digest for _, _, digest in reference]

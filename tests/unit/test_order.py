@@ -1,0 +1,388 @@
+"""The order of rows: every row once an epoch, every chunk in one window, weights kept to the row, edits only ahead."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from dataclasses import replace
+from math import ceil, sqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmscale.corpus.ledger import Ledger
+from fmscale.corpus.mixture import PERIOD, pattern_of, quantise
+from fmscale.corpus.order import Location, Order
+from fmscale.corpus.sequence import Sequence, SourceSpec
+from fmscale.errors import ConfigError, DataError
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "order.jsonl"
+
+
+def source(name: str, chunks: int, chunk_tokens: int = 256) -> SourceSpec:
+    return SourceSpec(name=name, chunks=chunks, chunk_tokens=chunk_tokens, content_hash=name * 4)
+
+
+def sequence(chunks: int, *, name: str = "web", window: int = 4, tokens: int = 64, seed: int = 0) -> Sequence:
+    return Sequence(source=source(name, chunks), seed=seed, row_tokens=tokens, window_chunks=window)
+
+
+def order_of(weights: dict[str, float], ledger: Ledger | None = None, chunks: int = 13, **changes: Any) -> Order:
+    plain: dict[str, Any] = {"seed": 5, "row_tokens": 64, "global_batch": 8, "window_chunks": 4}
+    sources = tuple(source(name, chunks + 7 * i) for i, name in enumerate(weights))
+    return Order(sources, tuple(weights.values()), **(plain | changes), ledger=ledger or Ledger())
+
+
+def edits(*entries: tuple[str, int, dict[str, Any]]) -> Ledger:
+    ledger = Ledger()
+    for kind, from_row, payload in entries:
+        ledger = ledger.append(kind, payload, from_row=from_row, rows_consumed=0, global_batch=8)
+    return ledger
+
+
+def rows_of(location: Location) -> list[tuple[int, ...]]:
+    return list(zip(*(column.tolist() for column in location), strict=True))
+
+
+# One source.
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 300), st.integers(-(2**63), 2**63 - 1))
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_has_each_row_once_and_each_chunk_in_one_window(
+    chunks: int, window: int, tokens: int, seed: int
+) -> None:
+    tokens = min(tokens, 256)
+    rows = sequence(chunks, window=window, tokens=tokens, seed=seed)
+    assert rows.rows_per_epoch == chunks * (256 // tokens)
+    assert rows.tokens_cut_per_epoch == chunks * 256 - rows.rows_per_epoch * tokens
+    for epoch in (0, 3):
+        n = rows.rows_per_epoch
+        at = rows.at(np.arange(epoch * n, (epoch + 1) * n))
+        assert set(at.epoch.tolist()) == {epoch}
+        every = {(chunk, slot * tokens) for chunk in range(chunks) for slot in range(256 // tokens)}
+        assert Counter(zip(at.chunk.tolist(), at.start.tolist(), strict=True)) == Counter(every)
+        in_window = np.arange(n) // (window * rows.rows_per_chunk)
+        windows_of_chunk = Counter(chunk for _, chunk in set(zip(in_window.tolist(), at.chunk.tolist(), strict=True)))
+        assert set(windows_of_chunk.values()) == {1}, "a chunk is needed in two windows"
+        assert in_window[-1] + 1 == ceil(chunks / window)
+
+
+def test_seeds_epochs_names_and_windows_do_not_alias() -> None:
+    orders = set()
+    for name in ("web", "books"):
+        for seed in range(-3, 4):
+            rows = sequence(64, name=name, seed=seed)
+            n = rows.rows_per_epoch
+            for epoch in range(5):
+                at = rows.at(np.arange(epoch * n, (epoch + 1) * n))
+                orders.add((at.chunk.tobytes(), at.start.tobytes()))
+    assert len(orders) == 2 * 7 * 5
+    at = sequence(64, window=4).at(np.arange(64 * 4))
+    inside = [tuple(at.start[w * 16 : (w + 1) * 16]) for w in range(16)]
+    assert len(set(inside)) == 16, "windows are shuffled alike"
+
+
+def test_a_batch_mixes_the_chunks_of_its_window_as_a_drawn_one_would() -> None:
+    """Pairs of rows of one chunk in batches of 128: expected for drawn rows, and within 5 standard deviations of it."""
+    rows = sequence(512, window=128, tokens=1)  # 256 rows a chunk, 4 windows of 32,768 rows
+    chunks = rows.at(np.arange(512 * 256)).chunk.reshape(-1, 128)
+    pairs = sum(
+        int((np.bincount(batch, minlength=512) * (np.bincount(batch, minlength=512) - 1)).sum() // 2)
+        for batch in chunks
+    )
+    expected = len(chunks) * (128 * 127 / 2) * 255 / 32767
+    assert abs(pairs - expected) < 5 * sqrt(expected)
+
+
+def test_a_source_without_chunks_or_with_short_chunks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"source `web` has no chunk to train on\n(.*\n)*.*smaller chunk_tokens"):
+        sequence(0)
+    with pytest.raises(
+        ConfigError, match=r"rows are longer than the chunks of source `web`(.*\n)*.*data.seq_len=256 or less"
+    ):
+        sequence(3, tokens=257)
+
+
+# Mixtures.
+
+weight_lists = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=9)
+
+
+@given(weight_lists)
+@settings(max_examples=60)
+def test_weights_become_integers_within_one_of_the_exact_share(weights: list[float]) -> None:
+    try:
+        whole = quantise(weights, [str(i) for i in range(len(weights))])
+    except ConfigError:
+        assert min(weights) / sum(weights) < 1.001 / PERIOD
+        return
+    assert sum(whole) == PERIOD
+    assert all(abs(w - weight / sum(weights) * PERIOD) < 1 for w, weight in zip(whole, weights, strict=True))
+    assert quantise([weight * 8 for weight in weights], [""] * len(weights)) == whole
+
+
+def test_a_weight_too_small_for_one_row_in_a_period_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"weight of source `tiny` is too small(.*\n)*  expected: at least 1/65536"):
+        quantise([1.0, 1e-6], ["web", "tiny"])
+    assert quantise([1.0, 0.0], ["web", "none"]) == (PERIOD, 0)
+
+
+@given(weight_lists.filter(lambda weights: min(weights) / sum(weights) > 1.001 / PERIOD))
+@settings(max_examples=15, deadline=None)
+def test_every_prefix_of_the_pattern_keeps_the_shares(weights: list[float]) -> None:
+    """Webster: at most half a row off, and the other sources' halves in proportion to the weight."""
+    whole = quantise(weights, [""] * len(weights))
+    pattern, occurrence = pattern_of(whole)
+    for s, weight in enumerate(whole):
+        before = np.cumsum(pattern == s)
+        ideal = np.arange(1, PERIOD + 1) * weight / PERIOD
+        assert np.abs(before - ideal).max() <= 0.5 + len(weights) * weight / PERIOD / 2 + 1e-9
+        assert (occurrence[pattern == s] == np.arange(weight)).all()
+
+
+def test_equal_weights_take_turns() -> None:
+    at = order_of({"a": 1, "b": 1, "c": 2}).locate(np.arange(12))
+    assert at.source.tolist() == [2, 0, 1, 2] * 3
+    assert at.position.tolist() == [0, 0, 0, 1, 2, 1, 1, 3, 4, 2, 2, 5]
+
+
+@pytest.mark.parametrize("weights", [{"a": 1.0}, {"a": 0.7, "b": 0.3}, {"a": 3, "b": 1, "c": 0.01}])
+def test_each_source_is_read_row_by_row_and_shares_count_it(weights: dict[str, float]) -> None:
+    order = order_of(weights)
+    at = order.locate(np.arange(3 * PERIOD))
+    for s in range(len(weights)):
+        own = at.position[at.source == s]
+        assert (own == np.arange(len(own))).all()
+        place = sequence(13 + 7 * s, name=order.sources[s].name, seed=5).at(own)
+        assert (place.chunk == at.chunk[at.source == s]).all()
+        assert (place.epoch == at.epoch[at.source == s]).all()
+    for rows in (0, 1, 7, PERIOD - 1, PERIOD, PERIOD + 1, 3 * PERIOD):
+        assert order.shares(rows).tolist() == np.bincount(at.source[:rows], minlength=len(weights)).tolist()
+
+
+# Any row, at any time, at one price.
+
+
+@given(st.permutations(range(64)), st.integers(0, 2**40))
+@settings(max_examples=30, deadline=None)
+def test_rows_asked_for_in_any_company_are_the_same(shuffled: list[int], first: int) -> None:
+    order = order_of({"a": 0.7, "b": 0.3}, edits(("skip", 2**30, {"rows": 5})))
+    rows = first + np.array(shuffled)
+    together = rows_of(order.locate(rows))
+    assert together == [rows_of(order.locate(row))[0] for row in rows]
+    assert together == rows_of(replace(order).locate(rows)), "the order keeps state"
+
+
+def test_a_seek_costs_the_same_at_the_end_of_a_trillion_rows() -> None:
+    order = order_of({"a": 0.7, "b": 0.3}, chunks=7_300_001, window_chunks=64)
+    order.locate([0])
+
+    def cost(first: int) -> float:
+        times = []
+        for _ in range(20):
+            started = time.perf_counter()
+            order.locate(np.arange(first, first + 8))
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    assert cost(10**12) < 5 * cost(0) + 0.001
+    shares = order.shares(10**12)
+    assert shares.sum() == 10**12
+    assert abs(shares[0] - 10**12 * 45875 / PERIOD) < 2, "0.7 is 45875 / 65536"
+
+
+def test_padding_has_no_place() -> None:
+    with pytest.raises(AssertionError, match="padding has no place"):
+        order_of({"a": 1}).locate([-1])
+
+
+def test_no_rows() -> None:
+    assert order_of({"a": 1}).locate(np.zeros(0, np.int64)).chunk.size == 0
+
+
+# Edits. In all of them: what was before `from_row` stays.
+
+BEFORE = 104
+MIXED = {"a": 0.7, "b": 0.3}
+
+
+def edited(*entries: tuple[str, int, dict[str, Any]], weights: dict[str, float] = MIXED) -> tuple[Location, Location]:
+    """Rows 0 to 399 without and with the entries; those before BEFORE are compared here."""
+    plain = order_of(weights).locate(np.arange(400))
+    order = order_of(weights, edits(*entries))
+    changed = order.locate(np.arange(400))
+    assert rows_of(changed)[:BEFORE] == rows_of(plain)[:BEFORE]
+    assert rows_of(changed)[BEFORE:] != rows_of(plain)[BEFORE:]
+    return plain, changed
+
+
+def test_new_weights_go_on_where_each_source_stands() -> None:
+    _, changed = edited(("weights", BEFORE, {"weights": {"a": 1, "b": 3}}))
+    for s, share in ((0, 0.25), (1, 0.75)):
+        own = changed.position[changed.source == s]
+        assert (own == np.arange(len(own))).all(), "rows of a source lost or repeated"
+        assert (changed.source[BEFORE:] == s).mean() == pytest.approx(share, abs=0.01)
+    order = order_of(MIXED, edits(("weights", BEFORE, {"weights": {"a": 1, "b": 3}})))
+    for rows in (50, BEFORE, 400):
+        assert order.shares(rows).tolist() == np.bincount(changed.source[:rows], minlength=2).tolist()
+
+
+def test_a_source_of_weight_zero_rests() -> None:
+    _, changed = edited(
+        ("weights", BEFORE, {"weights": {"a": 0, "b": 1}}), ("weights", 200, {"weights": {"a": 1, "b": 0}})
+    )
+    assert set(changed.source[BEFORE:200].tolist()) == {1}
+    assert set(changed.source[200:].tolist()) == {0}
+    own = changed.position[changed.source == 0]
+    assert (own == np.arange(len(own))).all()
+
+
+def test_skipped_rows_are_left_out() -> None:
+    plain, changed = edited(("skip", BEFORE, {"rows": 40}), ("skip", 200, {"rows": 8}))
+    assert rows_of(changed)[BEFORE:200] == rows_of(plain)[BEFORE + 40 : 240]
+    assert rows_of(changed)[200:352] == rows_of(plain)[248:400]
+    order = order_of(MIXED, edits(("skip", BEFORE, {"rows": 40})))
+    assert order.shares(300).tolist() == np.bincount(order.locate(np.arange(300)).source, minlength=2).tolist()
+
+
+def test_a_quarantined_chunk_is_replaced_wherever_it_would_be_read() -> None:
+    one = ("quarantine", BEFORE, {"source": "a", "chunk": 3, "substitute": 6})
+    plain, changed = edited(one)
+    after = np.arange(400) >= BEFORE
+    hit = after & (plain.source == 0) & (plain.chunk == 3)
+    assert hit.any()
+    assert (changed.chunk[hit] == 6).all()
+    assert (changed.chunk[~hit] == plain.chunk[~hit]).all()
+    assert (changed.start == plain.start).all()
+    # The substitute is found to be damaged too: what stood on it moves on.
+    _, twice = edited(one, ("quarantine", BEFORE + 8, {"source": "a", "chunk": 6, "substitute": 1}))
+    later = twice.chunk[(np.arange(400) >= BEFORE + 8) & (twice.source == 0)]
+    assert not {3, 6} & set(later.tolist())
+
+
+def test_a_grown_corpus_goes_on_in_a_new_epoch_over_all_of_it() -> None:
+    grown = {"source": "a", "generation": 1, "chunks": 17, "content_hash": "new"}
+    _, changed = edited(("generation", BEFORE, grown), weights={"a": 1})
+    assert (changed.position == np.arange(400)).all()
+    epochs = changed.epoch.tolist()
+    # 13 chunks of 4 rows: rows 52 to 103 are epoch 1, whole at row 104; so the next one is epoch 2, of 17 chunks.
+    assert epochs[:BEFORE] == [0] * 52 + [1] * 52
+    assert epochs[BEFORE : BEFORE + 69] == [2] * 68 + [3]
+    assert set(changed.chunk[BEFORE : BEFORE + 68].tolist()) == set(range(17))
+    order = order_of({"a": 1}, edits(("generation", BEFORE, grown)))
+    assert order.rows_per_epoch(0) == 68
+    # In the middle of an epoch: that epoch is cut short, its number is not used again.
+    _, middle = edited(("generation", BEFORE + 8, grown), weights={"a": 1})
+    assert middle.epoch[BEFORE + 7] == 2
+    assert middle.epoch[BEFORE + 8] == 3
+
+
+def test_a_generation_at_row_0_is_how_a_run_on_a_grown_corpus_begins() -> None:
+    grown = {"source": "a", "generation": 1, "chunks": 17, "content_hash": "new"}
+    at = order_of({"a": 1}, edits(("generation", 0, grown))).locate(np.arange(68))
+    place = sequence(17, name="a", seed=5).at(np.arange(68))
+    assert (at.chunk == place.chunk).all()
+    assert (at.epoch == 0).all()
+
+
+def test_entries_hold_by_row_then_by_age() -> None:
+    """An entry for nearer rows may come after one for farther rows, as after a roll-back."""
+    far, near = ("skip", 200, {"rows": 8}), ("weights", 120, {"weights": {"a": 1, "b": 9}})
+    forth = order_of(MIXED, edits(far, near)).locate(np.arange(400))
+    back = order_of(MIXED, edits(near, far)).locate(np.arange(400))
+    assert rows_of(forth) == rows_of(back)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["weights", "quarantine", "generation"]), st.integers(0, 40)), max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_without_skips_no_edit_loses_or_repeats_a_row_of_a_source(kinds: list[tuple[str, int]]) -> None:
+    payloads: dict[str, dict[str, Any]] = {
+        "weights": {"weights": {"a": 1, "b": 3}},
+        "quarantine": {"source": "a", "chunk": 1, "substitute": 2},
+        "generation": {"source": "b", "generation": 1, "chunks": 23, "content_hash": ""},
+    }
+    ledger = edits(*((kind, 8 * step, payloads[kind]) for kind, step in kinds))
+    order = order_of(MIXED, ledger)
+    at = order.locate(np.arange(400))
+    for s in range(2):
+        own = at.position[at.source == s]
+        assert (own == np.arange(len(own))).all()
+    assert order.shares(400).tolist() == np.bincount(at.source, minlength=2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "payload", "message"),
+    [
+        (
+            "weights",
+            {"weights": {"a": 1}},
+            r"\(weights\) does not fit this run\n  expected: weights of a, b\n  found: a\n",
+        ),
+        ("quarantine", {"source": "c", "chunk": 1, "substitute": 2}, r"expected: a source: a, b\n  found: c"),
+        (
+            "quarantine",
+            {"source": "a", "chunk": 1, "substitute": 1},
+            r"another, sound chunk below 13.*\n  found: chunk 1 by 1",
+        ),
+        ("quarantine", {"source": "a", "chunk": 1, "substitute": 13}, r"sound chunk below 13"),
+        ("quarantine", {"source": "a", "chunk": 2, "substitute": 5}, r"found: chunk 2 by 5"),
+        (
+            "generation",
+            {"source": "a", "generation": 1, "chunks": 12, "content_hash": ""},
+            r"13 chunks or more.*\n  found: 12",
+        ),
+    ],
+)
+def test_an_edit_that_does_not_fit_is_refused(kind: str, payload: dict[str, Any], message: str) -> None:
+    known = ("quarantine", 0, {"source": "a", "chunk": 5, "substitute": 6})
+    with pytest.raises(DataError, match=message) as error:
+        order_of(MIXED, edits(known, (kind, 8, payload)))
+    assert str(error.value).startswith("entry 1 of the edit ledger")
+
+
+# Identity.
+
+
+def test_the_fingerprint_sees_everything_but_the_ledger() -> None:
+    order = order_of(MIXED)
+    others = [
+        replace(order, **{name: getattr(order, name) * 2})
+        for name in ("seed", "row_tokens", "global_batch", "window_chunks")
+    ]
+    others += [replace(order, weights=(0.6, 0.4)), replace(order, sources=order.sources[::-1])]
+    others += [
+        replace(order, sources=(replace(order.sources[0], **change), order.sources[1]))
+        for change in ({"name": "c"}, {"chunks": 12}, {"chunk_tokens": 512}, {"content_hash": "x"})
+    ]
+    assert len({order.fingerprint(), *(other.fingerprint() for other in others)}) == 1 + len(others)
+    assert replace(order, ledger=edits(("skip", 8, {"rows": 1}))).fingerprint() == order.fingerprint()
+    assert replace(order, weights=(1.4, 0.6)).fingerprint() == order.fingerprint()
+
+
+def golden() -> str:
+    """Places of rows near and far, of two mixtures, one of them edited in all four ways."""
+    every_kind = edits(
+        ("weights", 40, {"weights": {"books": 1, "web": 1}}),
+        ("quarantine", 80, {"source": "web", "chunk": 3, "substitute": 4}),
+        ("generation", 120, {"source": "books", "generation": 1, "chunks": 29, "content_hash": "later"}),
+        ("skip", 160, {"rows": 24}),
+    )
+    weights = {"books": 0.2, "web": 0.8}
+    lines = []
+    for label, order in (("plain", order_of(weights)), ("edited", order_of(weights, every_kind))):
+        lines.append({"order": label, "fingerprint": order.fingerprint(), "ledger": order.ledger.head})
+        for row in (0, 1, 2, 39, 40, 41, 80, 95, 120, 121, 160, 200, 65535, 65536, 10**6, 10**9, 10**12):
+            place = {name: int(column[0]) for name, column in order.locate(row)._asdict().items()}
+            lines.append({"row": row, **place})
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def test_golden() -> None:
+    """What was trained must stay reproducible: a change here is a new version of the order."""
+    assert golden() == GOLDEN.read_text()

@@ -57,7 +57,7 @@ def alive(entry: dict[str, Any]) -> bool:
     try:
         process = psutil.Process(entry["pid"])
         same = abs(process.create_time() - entry.get("started", process.create_time())) < 1.0
-        return same and process.status() != psutil.STATUS_ZOMBIE
+        return bool(same and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

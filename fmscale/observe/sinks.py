@@ -7,6 +7,7 @@ W&B does not, then the lines to come. So after any kill and restart W&B has ever
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import netrc
 import os
@@ -110,7 +111,7 @@ class WandbSink:
     ) -> None:
         self._lines: queue.Queue[tuple[bool, dict[str, Any]] | None] = queue.Queue(maxsize=100_000)
         self._run_dir, self._project, self._config = Path(run_dir), project, config or {}
-        self._mode = default_mode() if mode == "auto" else mode
+        self._mode: Any = default_mode() if mode == "auto" else mode
         self._logged = (-1, False)
         self._thread: threading.Thread | None = None
         if self._mode != "disabled":
@@ -196,10 +197,8 @@ def run_id(run_dir: Path) -> str:
     path = run_dir / "wandb" / "run_id"
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists():
-        try:
+        with contextlib.suppress(FileExistsError):  # another process was first: its id counts
             publish_new(path, uuid.uuid4().hex[:12].encode())
-        except FileExistsError:
-            pass  # another process was first; its id counts
     return path.read_text().strip()
 
 

@@ -9,30 +9,24 @@ any engine reads its own ranges of what any other number wrote.
 
 from __future__ import annotations
 
-import bisect
 import logging
 import os
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from fmscale.errors import CheckpointError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.publish import fsync_directory, publish_new
-from fmscale.observe.terms import Span, lineage, load_term, newest_term
+from fmscale.observe.terms import load_term, newest_term
 from fmscale.training.checkpoint_format import (
     KINDS,
     MARKER,
     Commit,
     RankRecord,
     check_coverage,
-    check_file,
     check_names,
     damaged,
     data_name,
@@ -42,7 +36,9 @@ from fmscale.training.checkpoint_format import (
     read_commit,
     read_rank,
 )
-from fmscale.training.fragment_file import FileRecord, FragmentLike, hash_file, map_tensors, write_fragment_file
+from fmscale.training.checkpoint_reader import CheckpointReader
+from fmscale.training.fragment_file import FileRecord, FragmentLike, hash_file, write_fragment_file
+from fmscale.training.history import checkpoint_names, history
 
 Report = Callable[[str], None]
 """Is told, in one message each, of everything that was passed over or removed."""
@@ -174,20 +170,12 @@ class CheckpointStore:
     def list(self) -> Sequence[Commit]:
         """All commits whose COMMIT.json holds, in or out of the lineage, oldest first; their files are not read."""
         commits = []
-        for name in self._names():
+        for name in checkpoint_names(self.root):
             try:
                 commits.append(read_commit(self.root / name))
             except CheckpointError:
                 continue
         return commits
-
-    def _names(self) -> Sequence[str]:
-        """Names of checkpoint directories, committed or not, oldest first."""
-        try:
-            found = [(parse_directory_name(path.name), path.name) for path in self.root.iterdir()]
-        except FileNotFoundError:
-            return []
-        return [name for numbers, name in sorted((n, name) for n, name in found if n)]
 
     def candidates(self, report: Report = _warn) -> Iterator[Commit]:
         """The commits of the run's lineage, newest first. Their COMMIT.json holds; their other files are not read yet.
@@ -196,7 +184,7 @@ class CheckpointStore:
         damaged or lost, and at the end if there were commits and not one is a candidate.
         """
         good, lost = 0, []
-        for name, found in self._lineage():
+        for name, found in history(self.root):
             if isinstance(found, Commit):
                 good += 1
                 yield found
@@ -213,7 +201,7 @@ class CheckpointStore:
         Raises CheckpointError when there were some and none holds: a run never starts over by itself.
         """
         lost = []
-        for name, found in self._lineage():
+        for name, found in history(self.root):
             if isinstance(found, Commit):
                 try:
                     self.verify(name)
@@ -236,46 +224,6 @@ class CheckpointStore:
             do="restore one from a copy, or start a new run with run.name=NEW",
         )
 
-    def _lineage(self) -> Iterator[tuple[str, Commit | CheckpointError | str]]:
-        """(name, its commit, what is wrong with it, or a remark), newest first along the lineage."""
-        names = [(parse_directory_name(name) or (0, 0), name) for name in reversed(self._names())]
-        if not newest_term(self.run_dir) and any((self.root / name / MARKER).exists() for _, name in names):
-            raise CheckpointError(
-                "this run has checkpoints and no term records",
-                expected=str(self.run_dir / "lease" / "term-00000001.json"),
-                found="no such file",
-                do="restore the run's lease directory: it says which checkpoints belong to the run",
-            )
-        child: Span | None = None
-        for span in lineage(self.run_dir):
-            inside = [
-                name
-                for (step, term), name in names
-                if term == span.term.term and (span.up_to is None or step <= span.up_to)
-            ]
-            if child and child.up_to is None and child.term.parent not in inside:  # older terms' parents may be pruned
-                parent = str(child.term.parent)
-                yield parent, damaged(self.root / parent, MARKER, "no such file", f"the parent of {child.term.term}")
-            for name in inside:
-                yield name, self._examine(name, span, child)
-            child = span
-
-    def _examine(self, name: str, span: Span, child: Span | None) -> Commit | CheckpointError | str:
-        """child: the span that goes on from `span`."""
-        directory = self.root / name
-        pinned = child.term if child and child.term.parent == name else None
-        if not (directory / MARKER).exists() and not pinned:
-            return "it was never committed (a save that did not finish)"
-        try:
-            commit = read_commit(directory)
-        except CheckpointError as error:
-            return error
-        if commit.term_hash != span.term.term_hash:
-            return damaged(directory, MARKER, "a commit of another run", f"one of this run's term {span.term.term}")
-        if pinned and pinned.parent_hash != commit.commit_hash:
-            return damaged(directory, MARKER, f"commit {commit.commit_hash}", f"the parent of term {pinned.term}")
-        return commit
-
     # --- reading
 
     def open(self, commit: Commit) -> CheckpointReader:
@@ -292,21 +240,21 @@ class CheckpointStore:
         """Remove what is older than the `keep` newest of the lineage; names of what was removed.
 
         newest: what `commit` returned. It is read whole first; if it does not hold, CheckpointError and nothing is
-        removed. The one that the newest term was opened from stays. Saves that did not finish are removed and reported, once they cannot finish;
-        abandoned commits (zombies', rolled back, damaged) once this term has `keep` commits of its own. COMMIT.json
-        goes first, so that a half removed directory is never believed.
+        removed. The one that the newest term was opened from stays. Saves that did not finish are removed and reported
+        once they cannot finish any more; commits outside the lineage (zombies', rolled back, damaged) once this term
+        has `keep` commits of its own. COMMIT.json goes first, so that a half removed directory is never believed.
         """
         term = newest.term
         self._fence(term)
         assert keep >= 1, "prune keeps the newest"
         self.verify(newest.name)
-        history = [found for _, found in self._lineage() if isinstance(found, Commit)]
-        assert history[0].commit_hash == newest.commit_hash, f"{newest.name} is not the newest of the lineage"
-        stay = {commit.name for commit in history[:keep]} | {load_term(self.run_dir, term).parent}
-        own = [commit for commit in history if commit.term == term]
-        in_lineage = {commit.name for commit in history}
+        past = [found for _, found in history(self.root) if isinstance(found, Commit)]
+        assert past[0].commit_hash == newest.commit_hash, f"{newest.name} is not the newest of the lineage"
+        stay = {commit.name for commit in past[:keep]} | {load_term(self.run_dir, term).parent}
+        own = [commit for commit in past if commit.term == term]
+        in_lineage = {commit.name for commit in past}
         removed = []
-        for name in self._names():
+        for name in checkpoint_names(self.root):
             step, of_term = parse_directory_name(name) or (0, 0)
             committed = (self.root / name / MARKER).exists()
             if name in stay:
@@ -316,7 +264,7 @@ class CheckpointStore:
             elif name in in_lineage:
                 doomed, why = True, ""
             else:
-                doomed, why = len(own) >= keep and step < own[keep - 1].step, "outside the run's lineage, or damaged"
+                doomed, why = len(own) >= keep, "outside the run's lineage, or damaged"
             if doomed:
                 self._remove(self.root / name)
                 removed.append(name)
@@ -330,64 +278,6 @@ class CheckpointStore:
         fault_point("ckpt.prune")
         shutil.rmtree(directory)
         fsync_directory(self.root)
-
-
-class CheckpointReader:
-    """Any range of any parameter of one checkpoint. The ranks' JSONs are checked on opening."""
-
-    def __init__(self, directory: Path, commit: Commit) -> None:
-        self.directory, self.commit = directory, commit
-        self.step, self.rows, self.state, self.params = commit.step, commit.rows, commit.state, commit.params
-        self._records = [
-            read_rank(directory, rank, step=commit.step, term=commit.term, listed=listed)
-            for rank, listed in enumerate(commit.ranks)
-        ]
-        self._ranges: dict[tuple[str, str], list[tuple[int, int, int, int]]] = defaultdict(list)
-        for record in self._records:
-            for f in record.fragments:
-                self._ranges[f.param, f.kind].append((f.start, f.numel, record.rank, f.offset))
-        for ranges in self._ranges.values():
-            ranges.sort()
-        self._maps: dict[int, dict[str, np.memmap]] = {}
-
-    def verify_share(self, rank: int, world: int) -> None:
-        """Read the files that fall to `rank` of `world` readers; together they read each byte once.
-
-        Raises CheckpointError for a byte that is wrong, and on every reader for a file that is missing or foreign.
-        """
-        check_names(self.directory, self.commit.world, marker=True)
-        for record in self._records[rank::world]:
-            check_file(self.directory, record.data)
-
-    def read(self, param: str, kind: str, start: int, numel: int) -> torch.Tensor:
-        """Elements [start, start + numel) of the flattened parameter or moment: 1-D fp32, a copy.
-
-        Raises CheckpointError for a parameter, kind or range that the checkpoint does not hold.
-        """
-        ranges = self._ranges.get((param, kind), [])
-        total = int(np.prod(self.params[param], dtype=np.int64)) if ranges else 0
-        if not (ranges and start >= 0 and numel >= 0 and start + numel <= total):
-            raise CheckpointError(
-                f"checkpoint {self.commit.name} does not fit this model",
-                expected=f"{param} ({kind}), elements {start} to {start + numel}",
-                found=f"{total} elements of it" if ranges else "no such parameter",
-                do="use the model settings of the run's config.yaml",
-            )
-        out = np.empty(numel, np.float32)
-        at = bisect.bisect_right(ranges, start, key=lambda r: r[0]) - 1
-        filled = 0
-        while filled < numel:
-            first, length, rank, offset = ranges[at]
-            skip = start + filled - first
-            take = min(length - skip, numel - filled)
-            out[filled : filled + take] = self._tensor(rank, kind)[offset + skip : offset + skip + take]
-            filled, at = filled + take, at + 1
-        return torch.from_numpy(out)
-
-    def _tensor(self, rank: int, kind: str) -> np.memmap:
-        if rank not in self._maps:
-            self._maps[rank] = map_tensors(self.directory / data_name(rank))
-        return self._maps[rank][kind]
 
 
 def _file_record(path: Path) -> FileRecord:

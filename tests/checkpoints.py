@@ -1,0 +1,85 @@
+"""Small checkpoints for tests: a model of four parameters, cut over any number of ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.checkpoint_format import KINDS, Commit
+from fmscale.training.lease import Lease
+
+SHAPES: dict[str, tuple[int, ...]] = {"embedding": (7, 3), "norm": (5,), "scalar": (), "head": (2, 3, 4)}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The fields of the engines' Fragment."""
+
+    param: str
+    kind: str
+    start: int
+    tensor: torch.Tensor
+    shape: tuple[int, ...]
+
+
+def values(param: str, kind: str, step: int) -> torch.Tensor:
+    """The flat content of a parameter or moment at a step: any bit pattern may occur but NaN's."""
+    seed = [step, *param.encode(), *kind.encode()]
+    numel = int(np.prod(SHAPES[param], dtype=int))
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(numel).astype(np.float32))
+
+
+def pieces(step: int, cuts: dict[str, Sequence[int]] | None = None) -> Iterator[Piece]:
+    """Every element once; `cuts` are the positions at which a parameter is divided."""
+    for param, shape in SHAPES.items():
+        for kind in KINDS:
+            whole = values(param, kind, step)
+            edges = [0, *sorted((cuts or {}).get(param, [])), len(whole)]
+            for start, stop in zip(edges, edges[1:], strict=False):
+                yield Piece(param, kind, start, whole[start:stop], shape)
+
+
+def deal(step: int, world: int, cuts: dict[str, Sequence[int]] | None = None) -> list[list[Piece]]:
+    """The pieces of each rank."""
+    ranks: list[list[Piece]] = [[] for _ in range(world)]
+    for i, piece in enumerate(pieces(step, cuts)):
+        ranks[i % world].append(piece)
+    return ranks
+
+
+def store_of(run_dir: Path) -> CheckpointStore:
+    return CheckpointStore(run_dir / "checkpoints")
+
+
+def save(run_dir: Path, step: int, term: int, parent: str | None, world: int = 2) -> Commit:
+    """Write and commit the checkpoint of `step`."""
+    store = store_of(run_dir)
+    for rank, part in enumerate(deal(step, world, {"embedding": [5, 11]})):
+        store.write_rank(step, term, rank, part)
+    return store.commit(step, term, world, 4 * step, parent, {"engine": "test", "step": step}, timeout_s=5)
+
+
+def start(run_dir: Path, parent: Commit | None = None) -> int:
+    return Lease(run_dir).open_term(parent)
+
+
+def two_checkpoints(run_dir: Path) -> tuple[Commit, Commit]:
+    """Steps 10 and 20 of term 1."""
+    term = start(run_dir)
+    old = save(run_dir, 10, term, None)
+    return old, save(run_dir, 20, term, old.name)
+
+
+def assert_holds(run_dir: Path, commit: Commit) -> None:
+    """Every element of the checkpoint is, to the bit, what was saved at its step."""
+    reader = store_of(run_dir).open(commit)
+    for param in SHAPES:
+        for kind in KINDS:
+            want = values(param, kind, commit.step)
+            got = reader.read(param, kind, 0, len(want))
+            assert torch.equal(got.view(torch.int32), want.view(torch.int32)), (commit.name, param, kind)

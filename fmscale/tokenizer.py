@@ -1,13 +1,28 @@
-"""Text to token ids and back, exactly: SentencePiece with a fixed table of reserved ids that no text can produce."""
+"""Text to token ids and back, exactly: SentencePiece, word by word, with reserved ids that no text can produce.
+
+Text is cut where no piece can lie across: before spaces, around newlines, between ASCII letters and ASCII signs. Words
+are looked up in a memo and only new ones reach SentencePiece, so that ids depend on the word alone (SentencePiece adds
+up float32 scores along its input, and ties fall differently in long texts) and known words cost a dictionary look-up.
+
+SentencePiece writes a space as U+2581; a U+2581 of the text is spelled by its three bytes instead.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import heapq
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
+
+from fmscale.errors import ConfigError, DataError
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 CONTROL = (
@@ -15,57 +30,248 @@ CONTROL = (
     *(f"sentinel_{i}" for i in range(100)), *(f"spare_{i}" for i in range(64)),
 )  # fmt: skip
 SPECIAL: dict[str, int] = {name: i for i, name in enumerate(("pad", "bos", "eos", "unk", *CONTROL))}
-"""Reserved ids by name, the same for every tokenizer, whoever trains it."""
+"""Reserved ids by name, the same for every tokenizer, whoever trains it. Then the 256 bytes, then learned pieces."""
+FIRST_BYTE_ID = len(SPECIAL)
 Kind = Literal["unigram", "bpe"]
+
+_SPACE = "\u2581"
+_WORD = re.compile(rf" *(?:[A-Za-z]++(?![^\0-\x7f])|[!-@\[-`{{-~]++(?![^\0-\x7f])|[^\n {_SPACE}]+)|\n| +|{_SPACE}")
+_MEMO_WORDS = 1 << 18
+_MEMO_CHARS = 64
+"""Longer words are rarely seen again (text without spaces, base64): not kept, so that the memo stays below 100 MB."""
+_PROBE = "  a\u00a0\ufb01\u3000\t\r\n \u2581 \u00e9e\u0301 <mask> "
 
 
 class Tokenizer:
-    """Law: decode(encode(text)) == text for every text (every `str` without lone surrogates)."""
+    """Law: decode(encode(text)) == text for every text (every `str` without lone surrogates).
+
+    Second law: encode(a + b) == encode(a) + encode(b) if a ends in a newline. Safe for several threads.
+    """
 
     pad_id, bos_id, eos_id, unk_id = PAD_ID, BOS_ID, EOS_ID, UNK_ID
 
     def __init__(self, model: bytes) -> None:
+        """model: the bytes of tokenizer.model. Raises DataError as `load` does."""
+        self._sp = _processor(model)
         self.model = model
-        """The bytes of tokenizer.model."""
-        self.fingerprint = ""
-        """sha256 of `model`, in hex."""
-        self.vocab_size = 0
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self.vocab_size: int = self._sp.GetPieceSize()
+        self.dtype = np.dtype(np.uint16 if self.vocab_size <= 65536 else np.uint32)
+        self._memo = _Memo(self._sp, self.dtype)
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
         """Raises DataError: no such file, no SentencePiece model, or one whose reserved ids are not SPECIAL."""
-        raise NotImplementedError
+        try:
+            model = Path(path).read_bytes()
+        except OSError as error:
+            raise DataError(
+                "no tokenizer here",
+                expected=f"{path}, written by `fmscale tokenizer train` or beside a corpus",
+                found=error.strerror or str(error),
+                do="train one, or correct the path",
+            ) from error
+        try:
+            return Tokenizer(model)
+        except DataError as error:
+            error.add_note(f"  file: {path}")
+            raise
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; never a reserved one. Raises DataError for a lone surrogate, which is no text."""
-        raise NotImplementedError
+        ids: list[int] = self.encode_batch([text])[0].tolist()
+        return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.unsignedinteger]]:
-        """Like `encode` for each text, much faster: arrays of uint16 (vocabulary up to 65536) or uint32."""
-        raise NotImplementedError
+        """Like `encode` for each text: read-only arrays of uint16 (vocabulary up to 65536) or uint32."""
+        look_up = self._memo.__getitem__
+        return [np.frombuffer(b"".join(map(look_up, _WORD.findall(text))), self.dtype) for text in texts]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; reserved ids stand for nothing. Raises DataError for an id outside the vocabulary."""
-        raise NotImplementedError
+        kept = [i for i in map(int, ids) if not 0 <= i < FIRST_BYTE_ID]
+        if bad := [i for i in kept if not 0 <= i < self.vocab_size]:
+            raise DataError(
+                "a token id is outside the vocabulary",
+                expected=f"0 to {self.vocab_size - 1}",
+                found=str(bad[0]),
+                do="use the tokenizer that the tokens were made with",
+            )
+        text: str = self._sp.Decode(kept)
+        return text
 
     def token_bytes(self) -> npt.NDArray[np.int32]:
-        """Bytes of text that each id stands for [vocab_size]; 0 for reserved ids."""
-        raise NotImplementedError
+        """UTF-8 bytes of text that each id stands for [vocab_size]; 0 for reserved ids.
+
+        Summed over encode(text), it gives len(text.encode()): the denominator of bits per byte.
+        """
+        sizes = np.ones(self.vocab_size, np.int32)  # one for each byte piece
+        sizes[:FIRST_BYTE_ID] = 0
+        for i in range(FIRST_BYTE_ID + 256, self.vocab_size):
+            sizes[i] = len(self._sp.IdToPiece(i).replace(_SPACE, " ").encode())
+        return sizes
+
+
+class _Memo(dict[str, bytes]):
+    """Ids of words, as the bytes of an array; what is missing is asked of SentencePiece."""
+
+    def __init__(self, sp: Any, dtype: np.dtype[Any]) -> None:
+        super().__init__()
+        self._sp = sp
+        self._dtype = dtype
+
+    def __missing__(self, word: str) -> bytes:
+        if word == _SPACE:
+            ids = np.frombuffer(word.encode(), np.uint8).astype(np.int32) + FIRST_BYTE_ID
+        else:
+            ids = self._sentencepiece(word)
+        found = ids.astype(self._dtype).tobytes()
+        if len(word) <= _MEMO_CHARS:
+            if len(self) >= _MEMO_WORDS:
+                self.clear()  # frequent words are back at once
+            self[word] = found
+        return found
+
+    def _sentencepiece(self, word: str) -> npt.NDArray[np.int32]:
+        try:
+            ids: npt.NDArray[np.int32] = self._sp.Encode(word, return_type="numpy")
+        except RuntimeError as error:  # pybind11 cannot convert what has no UTF-8 form
+            bad = next((c for c in word if "\ud800" <= c <= "\udfff"), None)
+            if bad is None:
+                raise
+            raise DataError(
+                "a text holds half a surrogate pair, which is no character",
+                expected="text that has a UTF-8 form",
+                found=f"U+{ord(bad):04X}",
+                do="drop the document, or repair how it was decoded",
+            ) from error
+        return ids
+
+
+def _processor(model: bytes) -> Any:
+    """A SentencePiece processor that is fit for the two laws. Raises DataError."""
+    import sentencepiece
+
+    def unfit(expected: str, found: str) -> DataError:
+        do = "train a tokenizer with `fmscale tokenizer train`"
+        return DataError("this is no tokenizer of fmscale", expected=expected, found=found, do=do)
+
+    try:
+        sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise unfit("a SentencePiece model", str(error).splitlines()[0][:200] or type(error).__name__) from error
+    pieces = [f"<{name}>" for name in SPECIAL] + [f"<0x{byte:02X}>" for byte in range(256)]
+    found = [sp.IdToPiece(i) for i in range(min(len(pieces), sp.GetPieceSize()))]
+    if found != pieces:
+        at = next((i for i, pair in enumerate(zip(pieces, found, strict=False)) if pair[0] != pair[1]), len(found))
+        have = found[at] if at < len(found) else "the end of the vocabulary"
+        raise unfit(f"the reserved pieces, then bytes: id {at} is {pieces[at]}", have)
+    wrong = [i for i in range(FIRST_BYTE_ID) if i != UNK_ID and not sp.IsControl(i)]
+    if wrong:
+        raise unfit(f"{pieces[wrong[0]]} as a control symbol", "a piece that text can produce")
+    sound = _PROBE.replace(_SPACE, "")
+    if (back := sp.Decode(sp.Encode(sound))) != sound:
+        raise unfit("a model that keeps text as it is (no normalisation, no dummy prefix)", ascii(back)[:100])
+    return sp
 
 
 def train(
     texts: Iterable[str],
     out: str | Path,
     vocab_size: int,
-    kind: Kind = "unigram",
+    kind: Kind = "bpe",
     *,
     sample_bytes: int = 20_000_000,
     threads: int = 4,
 ) -> Tokenizer:
-    """Train on `texts` and write the model to `out`. Deterministic: the model depends on the set of texts, not on their order.
+    """Train on `texts` and write the model to `out`. The same texts in any order give the same bytes.
 
-    sample_bytes: UTF-8 bytes of text to learn from; of more, the texts with the smallest hashes are taken.
+    kind: on 9 MB of Python source bpe trained 8,192 pieces in 1.6 s, unigram in 30 s; 3.23 and 3.17 bytes a token.
+    sample_bytes: UTF-8 bytes to learn from; of more, the pieces of text with the smallest hashes are taken.
     threads: part of the result (sums are rounded in its order), so a fixed number rather than the machine's.
-    Raises ConfigError: a vocabulary too small for the reserved ids, or too large for the texts.
+    Raises ConfigError: a vocabulary too small for the reserved ids and characters, or too large for the texts.
     """
-    raise NotImplementedError
+    import sentencepiece
+
+    least = FIRST_BYTE_ID + 256 + 1
+    if vocab_size < least:
+        raise _impossible(vocab_size, f"at least {least}: {FIRST_BYTE_ID} reserved ids, 256 bytes, and pieces")
+    sample = _sample(texts, sample_bytes)
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.Train(
+            sentence_iterator=_lines(sample),
+            model_writer=model,
+            model_type=kind,
+            vocab_size=vocab_size,
+            num_threads=threads,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            byte_fallback=True,
+            split_digits=True,
+            max_sentence_length=8 * _LINE_CHARS,  # in bytes; longer lines would be skipped in silence
+            pad_id=PAD_ID,
+            bos_id=BOS_ID,
+            eos_id=EOS_ID,
+            unk_id=UNK_ID,
+            pad_piece="<pad>",
+            bos_piece="<bos>",
+            eos_piece="<eos>",
+            unk_piece="<unk>",
+            control_symbols=[f"<{name}>" for name in CONTROL],
+            minloglevel=4,
+        )
+    except (RuntimeError, ValueError) as error:
+        cause = str(error).splitlines()[-1] if str(error) else type(error).__name__
+        if limit := re.search(r"too high.*<= (\d+)", str(error)):
+            expected = f"at most {limit[1]} with these {sum(map(len, sample))} bytes of text"
+        elif limit := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+            expected = f"more than {limit[1]}, for the characters of these texts"
+        else:
+            expected = f"text that SentencePiece can learn from: {cause[:150]}"
+        raise _impossible(vocab_size, expected) from error
+    tokenizer = Tokenizer(model.getvalue())
+    _write(Path(out), tokenizer.model)
+    return tokenizer
+
+
+def _impossible(vocab_size: int, expected: str) -> ConfigError:
+    do = "change the vocabulary size, or give more text"
+    return ConfigError("the vocabulary size does not fit", expected=expected, found=f"vocab_size={vocab_size}", do=do)
+
+
+_LINE_CHARS = 1 << 14
+_PIECE_CHARS = 1 << 16
+
+
+def _sample(texts: Iterable[str], sample_bytes: int) -> list[bytes]:
+    """Pieces of the texts in the order of their hashes, the first of them up to `sample_bytes`."""
+    heap: list[tuple[int, bytes]] = []  # the largest hash on top
+    total = 0
+    for text in texts:
+        for at in range(0, len(text), _PIECE_CHARS):
+            piece = text[at : at + _PIECE_CHARS].encode("utf-8", "ignore")
+            total += len(piece)
+            heapq.heappush(heap, (-xxhash.xxh3_128_intdigest(piece), piece))
+            while total - len(heap[0][1]) >= sample_bytes:
+                total -= len(heapq.heappop(heap)[1])
+    return [piece for _, piece in sorted(heap, reverse=True)]
+
+
+def _lines(sample: Iterable[bytes]) -> Iterator[str]:
+    for piece in sample:
+        for line in re.split(rf"[\n{_SPACE}\0]", piece.decode("utf-8")):
+            for at in range(0, len(line), _LINE_CHARS):
+                yield line[at : at + _LINE_CHARS]
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

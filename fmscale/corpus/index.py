@@ -54,10 +54,9 @@ def region_hash(data: Any) -> bytes:
 
 def content_hash(records: npt.NDArray[np.void]) -> str:
     """sha256 over docs_hash and tokens_hash of each chunk in order: the identity of a corpus' content."""
-    return hashlib.sha256(np.ascontiguousarray(records[["docs_hash", "tokens_hash"]]).astype(_HASHES)).hexdigest()
-
-
-_HASHES = np.dtype([("docs_hash", "V16"), ("tokens_hash", "V16")])
+    pairs = np.empty((len(records), 2), "V16")
+    pairs[:, 0], pairs[:, 1] = records["docs_hash"], records["tokens_hash"]
+    return hashlib.sha256(pairs.tobytes()).hexdigest()
 
 
 def write_index(directory: Path, records: npt.NDArray[np.void]) -> IndexFile:

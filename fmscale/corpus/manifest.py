@@ -23,6 +23,7 @@ from fmscale.errors import DataError
 FORMAT = "fmscale-corpus"
 VERSION = 1
 MARKER = "manifest.json"
+TOKENIZER_FILE = "tokenizer.model"
 SPLITS = ("train", "heldout")
 
 
@@ -92,6 +93,24 @@ class Manifest:
             )
         return self.splits[name]
 
+    def check_follows(self, parent: Manifest, directory: Path) -> None:
+        """Raises DataError unless this can be the generation after `parent`: same tokenizer, same chunk sizes."""
+        for what, mine, theirs in (
+            ("generation", self.generation, parent.generation + 1),
+            ("parent", self.parent, parent.manifest_hash),
+            ("tokenizer", dict(self.tokenizer), dict(parent.tokenizer)),
+            ("token_dtype", self.token_dtype, parent.token_dtype),
+            ("vocab_size", self.vocab_size, parent.vocab_size),
+            ("chunk_tokens", _chunk_tokens(self), _chunk_tokens(parent)),
+        ):
+            if mine != theirs:
+                raise DataError(
+                    f"{directory} is no further generation of the corpus: its {what} does not fit",
+                    expected=str(theirs)[:200],
+                    found=str(mine)[:200],
+                    do="prepare the new text with the corpus' own tokenizer and chunk sizes, or as a corpus of its own",
+                )
+
     def render(self) -> bytes:
         """The bytes of manifest.json."""
         return _render({**self._body(), "manifest_hash": self.manifest_hash})
@@ -137,6 +156,15 @@ class Manifest:
         if manifest.manifest_hash != said or manifest.render() != raw:
             raise _damaged(path, f"{manifest.manifest_hash[:16]}..., or bytes that are not canonical JSON", said)
         return manifest
+
+
+def generation_directory(base: Path, generation: int) -> Path:
+    """Where a generation of the corpus at `base` lies: `base` itself, then gen-0001, gen-0002 ... in it."""
+    return base / f"gen-{generation:04d}" if generation else base
+
+
+def _chunk_tokens(manifest: Manifest) -> dict[str, int]:
+    return {name: split.chunk_tokens for name, split in manifest.splits.items()}
 
 
 def _from_record(record: dict[str, Any]) -> Manifest:

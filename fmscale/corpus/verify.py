@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fmscale.corpus.manifest import MARKER, TOKENIZER_FILE, Shard
+from fmscale.corpus.shards import Corpus, Generation, check_tokenizer, manifests
+from fmscale.errors import DataError
+from fmscale.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,27 +23,174 @@ class Report:
     shards: int
     chunks: int
     tokens: int
-    """Input tokens verified."""
+    """Input tokens of the chunks that hold."""
     bytes: int
+    """Of the shards."""
     seconds: float
     damage: tuple[str, ...]
     """One line for each shard or chunk that is not as written; empty if all is well."""
     foreign: tuple[str, ...]
-    """Files in the directory that no manifest names: ignored when reading."""
+    """Files in the directory that no manifest names, hidden ones aside: ignored when reading."""
 
     def check(self) -> None:
         """Raises DataError if there is damage."""
-        raise NotImplementedError
+        if self.damage:
+            raise DataError(
+                f"the corpus is damaged in {len(self.damage)} places",
+                expected="every byte as it was written",
+                found=self.damage[0],
+                do="restore the named shards from a copy, or prepare the corpus again",
+            )
+
+    def __str__(self) -> str:
+        foreign = f"; {len(self.foreign)} foreign files" if self.foreign else ""
+        return (
+            f"{len(self.damage)} places damaged: {self.chunks:,} chunks in {self.shards:,} shards of "
+            f"{self.generations} generations hold, {self.tokens:,} tokens{foreign} "
+            f"({self.bytes / 1e6 / max(self.seconds, 1e-9):,.0f} MB/s)"
+        )
 
 
 def verify(path: str | Path) -> Report:
-    """Hash all of every generation, check each document table, token range and overlap.
+    """`survey`, and DataError if there is any damage."""
+    report = survey(path)
+    report.check()
+    return report
 
+
+def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_bytes: None) -> Report:
+    """Hash all of every generation; check document tables, token ranges, EOS and the tokens that neighbours share.
+
+    progress: called with the size of each shard when it has been read.
     Raises DataError for what makes the rest unreadable (marker, manifest, index); collects the rest in `damage`.
     """
-    raise NotImplementedError
+    begun = time.monotonic()
+    base = Path(path)
+    damage: list[str] = []
+    known: set[Path] = set()
+    generations = shards = chunks = tokens = size = 0
+    for directory, manifest in manifests(base):
+        generations += 1
+        known |= {directory, *(directory / name for name in (MARKER, TOKENIZER_FILE, manifest.index.file))}
+        known |= {directory / shard.file for shard in manifest.shards}
+        try:
+            check_tokenizer(directory, manifest)
+        except DataError as error:
+            damage.append(_line(error))
+        for name, split in manifest.splits.items():
+            part = Generation(directory, manifest, name)
+            for shard, faults in _faults_by_shard(part, split.chunk_tokens):
+                held = 0 if shard in faults else shard.chunks - len(faults)
+                damage += faults.values()
+                shards += not faults
+                chunks += held
+                tokens += held * split.chunk_tokens
+                size += shard.bytes
+                progress(shard.bytes)
+    directories = [path for path in known if path.is_dir()]
+    found = [p for d in directories for p in d.iterdir() if p not in known and not p.name.startswith(".")]
+    foreign = sorted(str(p.relative_to(base)) for p in found)
+    return Report(
+        generations=generations,
+        shards=shards,
+        chunks=chunks,
+        tokens=tokens,
+        bytes=size,
+        seconds=time.monotonic() - begun,
+        damage=tuple(damage),
+        foreign=tuple(foreign),
+    )
+
+
+def _faults_by_shard(part: Generation, chunk_tokens: int) -> Iterator[tuple[Shard, dict[Shard | int, str]]]:
+    """For each shard, what is wrong with the file or else with each of its chunks."""
+    before: _Link | None = None  # unknown for the first chunk and after a damaged one
+    for number, shard in enumerate(part.shards):
+        faults: dict[Shard | int, str] = {}
+        try:
+            part.check_shard(number)
+        except DataError as error:
+            before = None
+            yield shard, {shard: _line(error)}
+            continue
+        for chunk in range(part.ends[number] - shard.chunks, part.ends[number]):
+            try:
+                tokens, docs = part.tokens(chunk), part.docs(chunk)
+            except DataError as error:
+                before = None
+                faults[chunk] = _line(error)
+                continue
+            link = _Link(*part.key(chunk), int(tokens[0]), int(tokens[-1]))
+            fault = _written_wrong(part, tokens, docs, chunk_tokens) or link.fault(before)
+            if fault:
+                faults[chunk] = f"chunk {chunk} of {part.directory / shard.file}: {fault}"
+            before = link
+        yield shard, faults
+
+
+class _Link(NamedTuple):
+    """What must fit between neighbours: the chunks of a task stand in order and share a token."""
+
+    task: str
+    ordinal: int
+    first: int
+    last: int
+
+    def fault(self, before: _Link | None) -> str:
+        if before is None:
+            return ""
+        if self.task != before.task:
+            return "" if self.ordinal == 0 else f"its task {self.task} begins with chunk {self.ordinal}"
+        if self.ordinal != before.ordinal + 1:
+            return f"chunk {self.ordinal} of {self.task} stands after {before.ordinal}"
+        return "" if self.first == before.last else f"begins with token {self.first}, not with {before.last}"
+
+
+def _written_wrong(part: Generation, tokens: npt.NDArray[Any], docs: npt.NDArray[np.void], chunk_tokens: int) -> str:
+    """What is wrong with a chunk whose bytes are as they were written; empty if nothing is."""
+    ends = np.cumsum(docs["length"], dtype=np.int64)
+    if not len(docs) or ends[-1] != chunk_tokens + 1 or (docs["start"] != ends - docs["length"]).any():
+        return f"its documents do not tile its {chunk_tokens + 1} tokens"
+    if tokens.max() >= part.manifest.vocab_size:
+        return f"token {tokens.max()} is outside the vocabulary of {part.manifest.vocab_size}"
+    if (tokens[ends[:-1] - 1] != part.manifest.tokenizer["eos_id"]).any():
+        return "a document does not end in EOS"
+    return ""
+
+
+def _line(error: DataError) -> str:
+    return " ".join(str(error).split("\n")[:3])
 
 
 def inspect(path: str | Path) -> dict[str, Any]:
-    """Plain JSON values: counts, splits, tokenizer, recipe, and the beginning of the first document, decoded."""
-    raise NotImplementedError
+    """Plain JSON values: counts, splits, tokenizer, recipe, and the beginning of the first document, decoded.
+
+    Raises DataError as `Corpus.open` does.
+    """
+    base = Path(path)
+    generations = [manifest for _, manifest in manifests(base)]
+    newest = generations[-1]
+    splits: dict[str, Any] = {}
+    for name in newest.splits:
+        of_all = [manifest.split(name) for manifest in generations]
+        splits[name] = {"chunk_tokens": of_all[-1].chunk_tokens}
+        for count in ("chunks", "tokens", "documents", "tokens_left_over"):
+            splits[name][count] = sum(getattr(split, count) for split in of_all)
+    corpus = Corpus.open(base, next(name for name in splits if splits[name]["chunks"]))
+    first = corpus.docs(0)[0]
+    text = Tokenizer.load(corpus.tokenizer_path).decode(corpus.tokens(0)[: min(200, int(first["length"]))])
+    return {
+        "path": str(base),
+        "generations": len(generations),
+        "content_hash": corpus.content_hash,
+        "shards": sum(len(manifest.shards) for manifest in generations),
+        "bytes": sum(shard.bytes for manifest in generations for shard in manifest.shards),
+        "splits": splits,
+        "token_dtype": newest.token_dtype,
+        "vocab_size": newest.vocab_size,
+        "tokenizer": dict(newest.tokenizer),
+        "recipe": dict(newest.recipe),
+        "counts": dict(newest.counts),
+        "inputs": len(newest.inputs),
+        "first_document": {"id": "".join(f"{half:016x}" for half in first["id"].tolist()), "text": text},
+    }

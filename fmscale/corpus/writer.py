@@ -1,6 +1,5 @@
-"""Token streams to a corpus on disk: cut chunks, write them as parts, publish the parts as shards.
+"""Chunks to a corpus on disk: write them as parts, publish the parts as shards.
 
-    Cutter.add(tokens, docs)                    -> full chunks; what is left over is its `tail`
     write_parts(dir, split, task, chunks)       -> tars of up to 128 chunks; needs nothing global, so any task can
     publish(dir, parts, ...)                    -> parts become train-00000.tar ..., index.bin, manifest.json last
 
@@ -11,23 +10,25 @@ depend on tokens, task names and chunk size alone: same input, same bytes.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import mmap
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
+from fmscale.corpus.chunks import Stream
 from fmscale.corpus.index import CHUNK_DTYPE, content_hash, region_hash, write_index
 from fmscale.corpus.manifest import (
     MARKER,
     SPLITS,
+    TOKENIZER_FILE,
     Manifest,
     Shard,
     Split,
@@ -40,87 +41,7 @@ from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
 SHARD_CHUNKS = 128
-TOKENIZER_FILE = "tokenizer.model"
-
-DOC_DTYPE = np.dtype(
-    [
-        ("start", "<u4"),  # position of the document's first token in this chunk
-        ("length", "<u4"),  # its tokens in this chunk, its EOS included if it is here
-        ("skipped", "<u8"),  # its tokens before this chunk
-        ("id", "<u8", (2,)),  # document_id of its name
-        ("file", "<u4"),  # number in the manifest's inputs
-        ("record", "<u8"),  # ordinal in that file
-    ]
-)
-"""One document's part of a chunk. The records of a chunk tile it: starts are the running sums of lengths, from 0 to
-C + 1; so the chunk's last token, the next one's first, is counted in both."""
-
 _TAR_BLOCK = 512
-
-
-class Stream(NamedTuple):
-    """Tokens and the documents they are from, in one order; a chunk if it has C + 1 tokens."""
-
-    tokens: npt.NDArray[Any]
-    """uint16 or uint32 [tokens]"""
-    docs: npt.NDArray[np.void]
-    """DOC_DTYPE [documents]; lengths sum to the number of tokens"""
-
-
-def document_id(name: str) -> tuple[int, int]:
-    """The 128 bits that stand for a document's name in DOC_DTYPE: xxh3_128, high half first."""
-    value: int = xxhash.xxh3_128_intdigest(name.encode("utf-8", "surrogatepass"))
-    return value >> 64, value & (1 << 64) - 1
-
-
-def make_docs(
-    lengths: npt.ArrayLike, ids: Sequence[tuple[int, int]], file: npt.ArrayLike, records: npt.ArrayLike
-) -> npt.NDArray[np.void]:
-    """DOC_DTYPE[n] of whole documents that follow one another: `lengths` [n] in tokens, EOS included."""
-    docs = np.zeros(len(ids), DOC_DTYPE)
-    docs["length"], docs["file"], docs["record"] = lengths, file, records
-    docs["id"] = np.array(ids, np.uint64).reshape(-1, 2)
-    return _with_starts(docs)
-
-
-def join(streams: Sequence[Stream], dtype: npt.DTypeLike) -> Stream:
-    """The streams one after another."""
-    tokens = np.concatenate([np.empty(0, dtype), *(s.tokens for s in streams)]).astype(dtype, copy=False)
-    docs = np.concatenate([np.empty(0, DOC_DTYPE), *(s.docs for s in streams)])
-    return Stream(tokens, _with_starts(docs))
-
-
-def cut_chunks(stream: Stream, chunk_tokens: int) -> tuple[list[Stream], Stream]:
-    """Cut into chunks of chunk_tokens + 1 tokens, the last of one being the first of the next, and the rest.
-
-    Chunk k is tokens [k C, k C + C + 1); the rest begins at the last chunk's last token (which has been a label so
-    far, never an input), so that cutting the rest later loses and repeats no input. It holds at least one token,
-    unless the stream is empty. Documents of one stream must together have fewer than 2^63 tokens.
-    """
-    total = len(stream.tokens)
-    ends = np.cumsum(stream.docs["length"], dtype=np.int64)
-    assert (ends[-1] if len(ends) else 0) == total, f"documents cover {ends[-1:]} of {total} tokens"
-    chunks = max(0, total - 1) // chunk_tokens
-    cuts = [(k * chunk_tokens, (k + 1) * chunk_tokens + 1) for k in range(chunks)]
-    cuts.append((chunks * chunk_tokens, total))
-    pieces = [Stream(stream.tokens[a:b], _docs_between(stream.docs, ends, a, b)) for a, b in cuts]
-    return pieces[:-1], pieces[-1]
-
-
-class Cutter:
-    """Cuts a stream that arrives in pieces, holding less than a chunk between calls."""
-
-    def __init__(self, chunk_tokens: int, dtype: npt.DTypeLike) -> None:
-        assert chunk_tokens > 0 and chunk_tokens & (chunk_tokens - 1) == 0, f"{chunk_tokens} is no power of two"
-        self.chunk_tokens = chunk_tokens
-        self._dtype = np.dtype(dtype)
-        self.tail = join([], self._dtype)
-        """What filled no chunk yet."""
-
-    def add(self, piece: Stream) -> list[Stream]:
-        """Append `piece`; the chunks that it completes."""
-        chunks, self.tail = cut_chunks(join([self.tail, piece], self._dtype), self.chunk_tokens)
-        return chunks
 
 
 @dataclass(frozen=True)
@@ -152,7 +73,69 @@ def write_parts(directory: Path, split: str, task: str, chunks: Iterable[Stream]
     digits, or "tails"). Chunks are consumed one by one; a part appears under its name only when it is whole, and
     writing it again gives the same bytes. No chunks: no parts.
     """
-    raise NotImplementedError
+    assert split in SPLITS, split
+    assert re.fullmatch(r"[A-Za-z0-9]{1,32}", task), f"`{task}` cannot stand in a key"
+    remaining = iter(chunks)
+    parts: list[Part] = []
+    while batch := itertools.islice(remaining, SHARD_CHUNKS):
+        path = directory / f"{split}-{task}.{len(parts):03d}.tar"
+        first_key = len(parts) * SHARD_CHUNKS
+        keyed = ((f"{split}-{task}-{first_key + i:06d}", chunk) for i, chunk in enumerate(batch))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        records, begun = _write_tar(temporary, keyed)
+        if not len(records):
+            temporary.unlink()
+            break
+        temporary.replace(path)
+        parts.append(Part(path, split, records, begun))
+    sync_directory(directory)
+    return parts
+
+
+def _write_tar(path: Path, keyed: Iterable[tuple[str, Stream]]) -> tuple[npt.NDArray[np.void], int]:
+    """Write a shard; its index records CHUNK_DTYPE [chunks], and how many documents begin in it."""
+    import webdataset
+
+    records: list[tuple[Any, ...]] = []
+    begun = 0
+    with path.open("wb") as file:
+        # mtime an int and no owner: plain USTAR headers, the same every time
+        with webdataset.TarWriter(file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False) as tar:
+            for key, (tokens, docs) in keyed:
+                begun += int(np.count_nonzero((docs["skipped"] == 0) & (docs["start"] < len(tokens) - 1)))
+                members = {"docs.npy": _npy(docs), "tokens.npy": _npy(tokens)}
+                start = tar.tarstream.offset
+                tar.write({"__key__": key, **members})  # members in alphabetical order
+                tokens_start = start + _member_bytes(members["docs.npy"])
+                end = tokens_start + _member_bytes(members["tokens.npy"])
+                assert tar.tarstream.offset == end, f"{key}: the tar has other headers than plain ones"
+                docs_data = tokens_start - _padding(members["docs.npy"]) - docs.nbytes
+                tokens_data = end - _padding(members["tokens.npy"]) - tokens.nbytes
+                records.append((0, len(docs), start, tokens_start, end, docs_data, tokens_data, b"", b""))
+        file.flush()
+        os.fsync(file.fileno())
+    chunks = np.array(records, CHUNK_DTYPE)
+    if len(chunks):
+        with path.open("rb") as written, mmap.mmap(written.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            for chunk in chunks:  # hashes of what the file holds now, not of what was meant to go there
+                a, b, c = int(chunk["start"]), int(chunk["tokens_start"]), int(chunk["end"])
+                chunk["docs_hash"], chunk["tokens_hash"] = region_hash(view[a:b]), region_hash(view[b:c])
+    return chunks, begun
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(little), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _padding(payload: bytes) -> int:
+    return -len(payload) % _TAR_BLOCK
+
+
+def _member_bytes(payload: bytes) -> int:
+    return _TAR_BLOCK + len(payload) + _padding(payload)
 
 
 def publish(
@@ -167,34 +150,90 @@ def publish(
     inputs: Sequence[Mapping[str, Any]],
     parent: Manifest | None = None,
 ) -> Manifest:
-    """Make `parts` (in the order that the corpus shall have) a corpus at `directory`; manifest.json comes last.
+    """Make `parts` a corpus at `directory`: train before heldout, else in the order given. manifest.json comes last.
 
     Parts are hard-linked to their final names and stay where they are, so that a publish killed at any point is simply
     done again; remove them afterwards. They must be on the file system of `directory`.
     chunk_tokens, left_over: per split, both splits named. parent: manifest of the generation before, when `directory`
-    is a further generation (BASE/gen-0001). recipe, counts, inputs: plain JSON values.
+    is a further generation (`generation_directory`). recipe, counts, inputs: plain JSON values.
     Raises DataError: a manifest is there already, no chunk at all, or a generation that does not fit its parent.
     """
-    raise NotImplementedError
+    if (directory / MARKER).exists():
+        raise _published_before(directory)
+    ordered = [part for split in SPLITS for part in parts if part.split == split]
+    if not ordered:
+        raise DataError(
+            "the input fills not a single chunk, so there is no corpus to publish",
+            expected=" or ".join(f"{chunk_tokens[split] + 1} tokens for {split}" for split in SPLITS),
+            found=", ".join(f"{left_over[split]} tokens for {split}" for split in SPLITS),
+            do="give more text, or a smaller chunk_tokens",
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        for stale in directory.glob(f"{split}-*.tar"):  # of a publish that was killed: nobody has believed them
+            stale.unlink()
+    shards: list[Shard] = []
+    records: list[npt.NDArray[np.void]] = []
+    for number, part in enumerate(ordered):
+        file = f"{part.split}-{sum(shard.split == part.split for shard in shards):05d}.tar"
+        os.link(part.path, directory / file)
+        size = (directory / file).stat().st_size
+        shards.append(Shard(file=file, bytes=size, split=part.split, chunks=len(part.records)))
+        records.append(part.records.copy())
+        records[-1]["shard"] = number
+    write_durably(directory / TOKENIZER_FILE, tokenizer.model)
+    index = np.concatenate(records)
+    manifest = Manifest(
+        generation=parent.generation + 1 if parent else 0,
+        parent=parent.manifest_hash if parent else None,
+        content_hash=content_hash(index),
+        index=write_index(directory, index),
+        shards=tuple(shards),
+        splits=_splits(ordered, chunk_tokens, left_over),
+        token_dtype=token_dtype(tokenizer.vocab_size).name,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer={
+            "fingerprint": tokenizer.fingerprint,
+            "pad_id": tokenizer.pad_id,
+            "bos_id": tokenizer.bos_id,
+            "eos_id": tokenizer.eos_id,
+            "unk_id": tokenizer.unk_id,
+        },
+        recipe=recipe,
+        counts=counts,
+        inputs=tuple(inputs),
+    )
+    if parent:
+        manifest.check_follows(parent, directory)
+    try:
+        publish_exclusively(directory / MARKER, manifest.render())
+    except FileExistsError:
+        raise _published_before(directory) from None
+    return manifest
 
 
-def _with_starts(docs: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    docs["start"] = (np.cumsum(docs["length"], dtype=np.int64) - docs["length"]).astype(np.uint32)
-    return docs
+def _splits(parts: Sequence[Part], chunk_tokens: Mapping[str, int], left_over: Mapping[str, int]) -> dict[str, Split]:
+    splits: dict[str, Split] = {}
+    first_chunk = 0
+    for name in SPLITS:
+        own = [part for part in parts if part.split == name]
+        chunks = sum(len(part.records) for part in own)
+        splits[name] = Split(
+            chunk_tokens=chunk_tokens[name],
+            chunks=chunks,
+            first_chunk=first_chunk,
+            tokens=chunks * chunk_tokens[name],
+            documents=sum(part.begun for part in own),
+            tokens_left_over=left_over[name],
+        )
+        first_chunk += chunks
+    return splits
 
 
-def _docs_between(
-    docs: npt.NDArray[np.void], ends: npt.NDArray[np.int64], begin: int, end: int
-) -> npt.NDArray[np.void]:
-    """The documents of tokens [begin, end), cut to them."""
-    if begin == end:
-        return docs[:0].copy()
-    first = int(np.searchsorted(ends, begin, side="right"))
-    last = int(np.searchsorted(ends, end, side="left"))
-    piece = docs[first : last + 1].copy()
-    starts = ends[first : last + 1] - piece["length"]
-    lost = np.maximum(begin - starts, 0)
-    piece["skipped"] += lost.astype(np.uint64)
-    piece["length"] = np.minimum(ends[first : last + 1], end) - starts - lost
-    piece["start"] = starts + lost - begin
-    return piece
+def _published_before(directory: Path) -> DataError:
+    return DataError(
+        "there is a finished corpus already",
+        expected=f"no {MARKER} in {directory}",
+        found=f"{directory / MARKER}",
+        do="use it, or give another output directory",
+    )

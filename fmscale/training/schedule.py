@@ -1,8 +1,8 @@
 """Learning rate as a pure function of the step: nothing to save, nothing to restore, any step at once.
 
-Step s is the number of updates already made: the first update of a run has s = 0 and the last s = steps - 1. All shapes
-rise linearly over the warm-up, (s + 1) / warmup_steps of the peak, so that no update has a rate of 0 and the last of the
-warm-up has the peak; all end on final_ratio of the peak at the last update.
+Step s is the number of updates already made: the first update of a run has s = 0 and the last s = steps - 1. Every
+shape rises linearly, (s + 1) / warmup_steps of the peak, so that no update has a rate of 0 and the last one of the
+warm-up has the peak; and ends on final_ratio of the peak at the last update.
 """
 
 from __future__ import annotations

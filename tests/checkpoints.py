@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ def pieces(step: int, cuts: dict[str, Sequence[int]] | None = None) -> Iterator[
         for kind in KINDS:
             whole = values(param, kind, step)
             edges = [0, *sorted((cuts or {}).get(param, [])), len(whole)]
-            for start, stop in zip(edges, edges[1:], strict=False):
+            for start, stop in itertools.pairwise(edges):
                 yield Piece(param, kind, start, whole[start:stop], shape)
 
 

@@ -153,7 +153,7 @@ def test_a_second_commit_and_a_second_part_are_refused(tmp_path: Path) -> None:
     before = (tmp_path / "checkpoints" / commit.name / "COMMIT.json").read_bytes()
     with pytest.raises(CheckpointError, match="is committed already"):
         store.commit(1, term, 1, 5, None, {"other": True})
-    with pytest.raises(CheckpointError, match="rank 0 has written checkpoint .* before"):
+    with pytest.raises(CheckpointError, match=r"rank 0 has written checkpoint .* before"):
         store.write_rank(1, term, 0, pieces(2))
     assert (tmp_path / "checkpoints" / commit.name / "COMMIT.json").read_bytes() == before
     store.verify(commit.name)

@@ -25,8 +25,8 @@ from fmscale.model.decoder import parameter_shapes
 Precision = Literal["fp32", "bf16"]
 
 # Dense peak in FLOP/s, (bf16, fp32), by words of the device's name; the first entry whose words are all in it counts.
-# From the vendors' data sheets: NVIDIA H100 (2023), H200 (2024), B200 (2024), A100 (2021), L40S and L4 (2023), A10 (2021),
-# V100 (2020, no bf16); AMD MI300X (2023). fp32 without TF32; bf16 is half of what a sheet gives "with sparsity".
+# From data sheets: NVIDIA H100 (2023), H200 (2024), B200 (2024), A100 (2021), L40S and L4 (2023), A10 (2021), V100
+# (2020, no bf16); AMD MI300X (2023). fp32 without TF32; bf16 is half of what a sheet gives "with sparsity".
 _PEAKS: tuple[tuple[str, float | None, float | None], ...] = (
     ("H100 PCIe", 756e12, 51e12),
     ("H100 NVL", 835e12, 60e12),

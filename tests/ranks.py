@@ -9,6 +9,7 @@ whole world: the exception that came first is raised here with its traceback, an
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -137,6 +138,7 @@ def _run(
     faulthandler.register(signal.SIGUSR1, file=stack)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     torch.set_num_threads(threads)
+    gc.freeze()  # DeepSpeed collects garbage a dozen times in a start: not among all that was imported
     try:
         dist.init_process_group(
             "gloo",
@@ -146,8 +148,9 @@ def _run(
             timeout=timedelta(seconds=timeout_s),
         )
         value = function(rank, world, *args)
-        dist.barrier()  # nobody leaves while a peer may still need it
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.barrier()  # nobody leaves while a peer may still need it
+            dist.destroy_process_group()
         pipe.send((None, value))
     except BaseException:
         pipe.send((time.time(), traceback.format_exc()))

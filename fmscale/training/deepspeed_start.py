@@ -1,7 +1,8 @@
 """DeepSpeed, started so that it computes what the plain engine computes, quietly and without compiling anything.
 
+    alone = join(device)                                                           # a process group, if there is none
     ds = start(model, parameters, config, device, stage=..., micro_batches=...)    # a DeepSpeedEngine
-    stop(ds)
+    stop(ds, alone)
 
 The one module that imports DeepSpeed (`engine_pipe` asks it for the pipeline's classes). What is settled here:
 
@@ -33,8 +34,17 @@ BUCKET = 50_000_000
 """Elements reduced or gathered at once: 200 MB in float32, enough to hide latency (DeepSpeed's default is 2 GB)."""
 
 
+def join(device: torch.device) -> bool:
+    """DeepSpeed wants a process group even for one process: make that one, unless the caller has. Returns whether."""
+    if dist.is_initialized():
+        return False
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    return True
+
+
 def load_deepspeed(device: torch.device) -> Any:
-    """The module `deepspeed`, ready for `device`, with torch.distributed initialised (alone, if nobody has)."""
+    """The module `deepspeed`, ready for `device`. torch.distributed is initialised; see `join`."""
     # Both are read at import: which accelerator there is, and which GPU of this node is ours.
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -50,9 +60,6 @@ def load_deepspeed(device: torch.device) -> Any:
     warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)
     # On CPUs DeepSpeed would compile a shared-memory all-reduce in the first start (22-79 s, needs g++): gloo will do.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     return deepspeed
 
@@ -100,6 +107,8 @@ def settings(config: Config, stage: int, micro_batches: int, elements: int) -> d
             # It replaces torch.nn.functional.linear in the whole process, and adds the bias apart, so that ZeRO 3
             # would round otherwise than ZeRO 1.
             "memory_efficient_linear": False,
+            # ZeRO 3 keeps smaller parameters whole on every rank; its 100,000 would be all of a small model.
+            "param_persistence_threshold": min(100_000, elements // 1000),
         },
     }
     if bf16:
@@ -147,8 +156,8 @@ class Clip:
             torch._foreach_mul_(gradients, (self._largest / (norm + 1e-6)).clamp(max=1.0))
 
 
-def stop(ds: Any) -> None:
-    """Free what `start` made, so that another engine may start in this process."""
+def stop(ds: Any, alone: bool) -> None:
+    """Free what `start` made, so that another engine may start in this process. alone: what `join` returned."""
     import deepspeed
     from deepspeed.utils import groups
 
@@ -156,6 +165,8 @@ def stop(ds: Any) -> None:
         ds.destroy()
     groups._release_process_group_references()
     deepspeed.comm.comm.cdb = None
+    if alone:
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from fmscale.model.pipeline_layers import (
     tied_logits,
 )
 from fmscale.topology import Topology, rows_per_rank
-from fmscale.training.deepspeed_start import Clip, load_deepspeed, quiet, start, stop
+from fmscale.training.deepspeed_start import Clip, join, load_deepspeed, quiet, start, stop
 from fmscale.training.engine import Fragment, Read, StepOutput
 from fmscale.training.held import hold, initial_state
 
@@ -42,6 +42,7 @@ class PipeEngine:
 
     def __init__(self, config: Config, topology: Topology, rank: int, device: torch.device) -> None:
         self._device = device
+        self._alone = join(device)
         self._micro_batch = config.train.micro_batch
         self._micro_batches = (
             rows_per_rank(config.train.global_batch, topology.dp, self._micro_batch) // self._micro_batch
@@ -129,11 +130,11 @@ class PipeEngine:
         return {}
 
     def close(self) -> None:
-        stop(self._ds)
+        stop(self._ds, self._alone)
 
 
 class _WeightedLoss:
-    """The last stage's loss: weighted for DeepSpeed, which wants its gradient; bare in `sums`, a number a micro-batch."""
+    """The last stage's loss: weighted for DeepSpeed, which wants its gradient; bare in `sums`, one a micro-batch."""
 
     def __init__(self) -> None:
         self.start(weight=1.0)

@@ -20,7 +20,7 @@ from fmscale.corpus.batch import Batch
 from fmscale.model.decoder import Decoder, parameter_shapes
 from fmscale.model.loss import token_loss_sum
 from fmscale.topology import Topology, rows_per_rank
-from fmscale.training.deepspeed_start import Clip, loss_factor, start, stop
+from fmscale.training.deepspeed_start import Clip, join, loss_factor, start, stop
 from fmscale.training.engine import Fragment, Read, StepOutput
 from fmscale.training.held import hold, initial_state
 
@@ -30,6 +30,7 @@ class ZeroEngine:
 
     def __init__(self, config: Config, topology: Topology, rank: int, device: torch.device) -> None:
         self._device = device
+        self._alone = join(device)
         self._micro_batch = config.train.micro_batch
         self._micro_batches = (
             rows_per_rank(config.train.global_batch, topology.dp, self._micro_batch) // self._micro_batch
@@ -94,4 +95,4 @@ class ZeroEngine:
         return {}
 
     def close(self) -> None:
-        stop(self._ds)
+        stop(self._ds, self._alone)

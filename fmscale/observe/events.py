@@ -1,6 +1,6 @@
 """events.jsonl: what happened to a run and how long it took, one JSON line per event, appended by any process.
 
-Each line has `time` (UTC, ISO 8601), `kind` (start, restart, incident, checkpoint, eval, end, ...), `host`, `pid`, and
+Each line has `time` (UTC, ISO 8601), `kind` (start, incident, checkpoint, end, ...), `host`, `pid`, and
 the event's own fields; durations are measured on the monotonic clock and called `seconds`. A line is one write to a
 file opened for appending, so that processes of a host never mix lines; a line torn by a crash is skipped by readers.
 """

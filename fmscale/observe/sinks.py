@@ -149,8 +149,8 @@ class WandbSink:
                 self._log(run, *item)
             run.finish()
         except Exception as error:  # a tracker's failure is never the run's
-            first_line = (str(error).splitlines() or [""])[0]
-            _log.warning("W&B is off for the rest of this run: %s: %s", type(error).__name__, first_line)
+            words = " ".join(str(error).split())[:200]
+            _log.warning("W&B is off for the rest of this run: %s: %s", type(error).__name__, words)
 
     def _start(self) -> Any:
         import wandb

@@ -39,7 +39,7 @@ _WORD = re.compile(rf" *(?:[A-Za-z]++(?![^\0-\x7f])|[!-@\[-`{{-~]++(?![^\0-\x7f]
 _MEMO_WORDS = 1 << 18
 _MEMO_CHARS = 64
 """Longer words are rarely seen again (text without spaces, base64): not kept, so that the memo stays below 100 MB."""
-_PROBE = "  a\u00a0\ufb01\u3000\t\r\n \u2581 \u00e9e\u0301 <mask> "
+_PROBE = "  a\u00a0\ufb01\u3000\t\r\n \u2581 \u00e9e\u0301 (tide)<mask> "
 
 
 class Tokenizer:
@@ -58,6 +58,8 @@ class Tokenizer:
         self.vocab_size: int = self._sp.GetPieceSize()
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 65536 else np.uint32)
         self._memo = _Memo(self._sp, self.dtype)
+        if (back := self.decode(self.encode(_PROBE))) != _PROBE:
+            raise _unfit("a model that keeps text as it is (no normalisation, no dummy prefix)", ascii(back)[:150])
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
@@ -152,27 +154,25 @@ def _processor(model: bytes) -> Any:
     """A SentencePiece processor that is fit for the two laws. Raises DataError."""
     import sentencepiece
 
-    def unfit(expected: str, found: str) -> DataError:
-        do = "train a tokenizer with `fmscale tokenizer train`"
-        return DataError("this is no tokenizer of fmscale", expected=expected, found=found, do=do)
-
     try:
         sp = sentencepiece.SentencePieceProcessor(model_proto=model)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise unfit("a SentencePiece model", str(error).splitlines()[0][:200] or type(error).__name__) from error
+        raise _unfit("a SentencePiece model", str(error).splitlines()[0][:200] or type(error).__name__) from error
     pieces = [f"<{name}>" for name in SPECIAL] + [f"<0x{byte:02X}>" for byte in range(256)]
     found = [sp.IdToPiece(i) for i in range(min(len(pieces), sp.GetPieceSize()))]
     if found != pieces:
         at = next((i for i, pair in enumerate(zip(pieces, found, strict=False)) if pair[0] != pair[1]), len(found))
         have = found[at] if at < len(found) else "the end of the vocabulary"
-        raise unfit(f"the reserved pieces, then bytes: id {at} is {pieces[at]}", have)
+        raise _unfit(f"the reserved pieces, then bytes: id {at} is {pieces[at]}", have)
     wrong = [i for i in range(FIRST_BYTE_ID) if i != UNK_ID and not sp.IsControl(i)]
     if wrong:
-        raise unfit(f"{pieces[wrong[0]]} as a control symbol", "a piece that text can produce")
-    sound = _PROBE.replace(_SPACE, "")
-    if (back := sp.Decode(sp.Encode(sound))) != sound:
-        raise unfit("a model that keeps text as it is (no normalisation, no dummy prefix)", ascii(back)[:100])
+        raise _unfit(f"{pieces[wrong[0]]} as a control symbol", "a piece that text can produce")
     return sp
+
+
+def _unfit(expected: str, found: str) -> DataError:
+    do = "train a tokenizer with `fmscale tokenizer train`"
+    return DataError("this is no tokenizer of fmscale", expected=expected, found=found, do=do)
 
 
 def train(

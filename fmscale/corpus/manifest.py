@@ -171,7 +171,7 @@ def _from_record(record: dict[str, Any]) -> Manifest:
     fields = dict(record)
     fields["index"] = IndexFile(**record["index"])
     fields["shards"] = tuple(Shard(**shard) for shard in record["shards"])
-    fields["splits"] = {name: Split(**split) for name, split in record["splits"].items()}
+    fields["splits"] = {name: Split(**record["splits"][name]) for name in SPLITS}
     fields["inputs"] = tuple(record["inputs"])
     return Manifest(**fields)
 

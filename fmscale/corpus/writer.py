@@ -170,12 +170,16 @@ def publish(
         )
     directory.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        for stale in directory.glob(f"{split}-*.tar"):  # of a publish that was killed: nobody has believed them
-            stale.unlink()
+        for stale in directory.glob(f"{split}-*.tar"):
+            if stale.stem.removeprefix(
+                f"{split}-"
+            ).isdecimal():  # of a publish that was killed; never the name of a part
+                stale.unlink()
+    numbers = {split: itertools.count() for split in SPLITS}
     shards: list[Shard] = []
     records: list[npt.NDArray[np.void]] = []
     for number, part in enumerate(ordered):
-        file = f"{part.split}-{sum(shard.split == part.split for shard in shards):05d}.tar"
+        file = f"{part.split}-{next(numbers[part.split]):05d}.tar"
         os.link(part.path, directory / file)
         size = (directory / file).stat().st_size
         shards.append(Shard(file=file, bytes=size, split=part.split, chunks=len(part.records)))

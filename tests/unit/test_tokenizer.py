@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmscale import tokenizer as module
+from fmscale.errors import ConfigError, DataError
+from fmscale.tokenizer import CONTROL, FIRST_BYTE_ID, SPECIAL, Tokenizer, train
+from tests.word_corpora import text, texts, tokenizer
+
+NAMES = [f"<{name}>" for name in SPECIAL] + ["<0x0A>", "\u2581", "<s>", "</s>", "\u2047", "\0", "\ufffd", "\u2585"]
+TEXT = st.lists(st.one_of(st.text(), st.sampled_from([*NAMES, " ", "  ", "\n", "\t", "tide", " harbour", "("]))).map(
+    "".join
+)
+
+
+@settings(max_examples=300)
+@given(TEXT)
+def test_any_text_comes_back_and_no_reserved_id_appears(sample: str) -> None:
+    ids = tokenizer().encode(sample)
+    assert tokenizer().decode(ids) == sample
+    assert all(FIRST_BYTE_ID <= i < 512 for i in ids)
+    assert tokenizer().token_bytes()[ids].sum() == len(sample.encode())
+
+
+@given(TEXT, TEXT)
+def test_a_newline_ends_all_context(first: str, second: str) -> None:
+    encode = tokenizer().encode
+    assert encode(first + "\n" + second) == encode(first + "\n") + encode(second)
+
+
+def test_every_reserved_name_is_only_text_in_a_text() -> None:
+    for name in NAMES:
+        assert min(tokenizer().encode(f"a {name}{name} b"), default=999) >= FIRST_BYTE_ID
+
+
+def test_the_table_of_reserved_ids_is_fixed() -> None:
+    assert (len(SPECIAL), FIRST_BYTE_ID) == (175, 175)
+    assert [SPECIAL[name] for name in ("pad", "bos", "eos", "unk", "mask", "fim_prefix", "sentinel_0", "spare_63")] == [
+        0, 1, 2, 3, 4, 7, 11, 174,
+    ]  # fmt: skip
+
+
+def test_batches_are_arrays_of_the_same_ids() -> None:
+    batch = tokenizer().encode_batch([*texts(20), ""])
+    assert [ids.tolist() for ids in batch] == [tokenizer().encode(sample) for sample in [*texts(20), ""]]
+    assert all(ids.dtype == np.uint16 for ids in batch)
+
+
+def test_words_are_cut_where_no_piece_lies_across() -> None:
+    """BPE has no ties, so that SentencePiece on the whole text must agree with our cutting of it into words."""
+    sp = sentencepiece.SentencePieceProcessor(model_proto=tokenizer().model)
+    for number in range(100):
+        sample = text(number).replace("\u2581", "~") + "caf\u00e9(tide_3)x\u00e9 (\u2026y) \u6f6e\u6c50a"
+        assert tokenizer().encode(sample) == sp.Encode(sample)
+
+
+def test_a_full_memo_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = Tokenizer(tokenizer().model)
+    monkeypatch.setattr(module, "_MEMO_WORDS", 3)
+    for number in range(20):
+        assert fresh.encode(text(number)) == tokenizer().encode(text(number))
+    assert len(fresh._memo) <= 3
+    long = "x" * 1000
+    assert fresh.decode(fresh.encode(long)) == long
+    assert long not in fresh._memo
+
+
+def test_half_a_surrogate_pair_is_refused() -> None:
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"half a surrogate pair(.|\n)*found: U\+D801"):
+            tokenizer().encode("fine \ud801 not")
+
+
+def test_ids_outside_the_vocabulary_are_refused() -> None:
+    assert tokenizer().decode([0, 1, *tokenizer().encode("rain"), 174, 2, 3]) == "rain"
+    for bad in (512, -1):
+        with pytest.raises(DataError, match=f"outside the vocabulary\n  expected: 0 to 511\n  found: {bad}"):
+            tokenizer().decode([200, bad])
+
+
+# ------------------------------------------------------------------------------------------------- training
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_training_is_a_function_of_the_set_of_texts(tmp_path: Path, kind: Any) -> None:
+    model = train(texts(100), tmp_path / "a.model", 480, kind)
+    assert train(texts(100)[::-1], tmp_path / "deep" / "b.model", 480, kind).fingerprint == model.fingerprint
+    assert Tokenizer.load(tmp_path / "deep" / "b.model").fingerprint == model.fingerprint
+    assert model.vocab_size == 480
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.model", "deep"]
+    for sample in texts(12):
+        assert model.decode(model.encode(sample)) == sample
+        assert len(model.encode(sample)) < len(sample.encode())
+
+
+def test_special_names_in_the_training_text_do_no_harm(tmp_path: Path) -> None:
+    hostile = ["<mask> <eos>\0<pad> \u2581\u2581 <0x41> <unk>\t</s>\n" * 50, *texts(100)]
+    model = train(hostile, tmp_path / "m", 480)
+    assert model.decode(model.encode(hostile[0])) == hostile[0]
+    assert min(model.encode(hostile[0])) >= FIRST_BYTE_ID
+
+
+def test_the_sample_is_bounded_and_spread() -> None:
+    distinct = [f"{i}: {text(i)}" for i in range(1000)]
+    sample = module._sample(distinct, 10_000)
+    assert 10_000 <= sum(map(len, sample)) < 10_000 + 1_000
+    assert sample == module._sample(distinct[::-1], 10_000)
+    places = sorted(distinct.index(piece.decode()) for piece in sample)
+    assert places[0] < 250
+    assert places[-1] > 750
+    giant = "tide " * 100_000
+    assert sum(map(len, module._sample([giant], 10_000))) < 10_000 + module._PIECE_CHARS + 1
+    lines = list(module._lines(module._sample([giant], 10_000)))
+    assert max(map(len, lines)) <= module._LINE_CHARS
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize(
+    ("samples", "vocab_size", "message"),
+    [
+        (texts(3), 300, "expected: at least 432: 175 reserved ids, 256 bytes, and pieces\n  found: vocab_size=300"),
+        (texts(3), 8192, r"expected: at most \d+ with these \d+ bytes of text\n  found: vocab_size=8192"),
+        (["".join(map(chr, range(0x4E00, 0x5000)))], 500, r"expected: more than \d+, for the characters"),
+        ([], 500, "expected: text that SentencePiece can learn from"),
+    ],
+)
+def test_impossible_vocabularies_are_refused(
+    tmp_path: Path, kind: Any, samples: list[str], vocab_size: int, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        train(samples, tmp_path / "m", vocab_size, kind)
+    assert len(str(caught.value).splitlines()) <= 6
+    assert not (tmp_path / "m").exists()
+
+
+# -------------------------------------------------------------------------------------------------- loading
+
+
+def foreign(**changed: Any) -> bytes:
+    """A model like ours, but for what is `changed`."""
+    model = io.BytesIO()
+    arguments: dict[str, Any] = {
+        "model_type": "bpe", "vocab_size": 500, "normalization_rule_name": "identity", "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False, "byte_fallback": True, "pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3,
+        "pad_piece": "<pad>", "bos_piece": "<bos>", "eos_piece": "<eos>", "unk_piece": "<unk>",
+        "control_symbols": [f"<{name}>" for name in CONTROL], "minloglevel": 4,
+    }  # fmt: skip
+    lines = (line for sample in texts(100) for line in sample.splitlines())
+    sentencepiece.SentencePieceTrainer.Train(sentence_iterator=lines, model_writer=model, **{**arguments, **changed})
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (b"", "id 0 is <pad>\n  found: the end of the vocabulary"),
+        (b"no model at all", "expected: a SentencePiece model"),
+        (foreign(control_symbols=[]), "id 4 is <mask>\n  found: <0x00>"),
+        (foreign(eos_piece="</s>"), "id 2 is <eos>\n  found: </s>"),
+        (foreign(byte_fallback=False), "id 175 is <0x00>\n  found: "),
+        (
+            foreign(control_symbols=[], user_defined_symbols=[f"<{name}>" for name in CONTROL]),
+            "expected: <mask> as a control symbol",
+        ),
+        (foreign(normalization_rule_name="nfkc"), "expected: a model that keeps text as it is"),
+        (foreign(add_dummy_prefix=True), "expected: a model that keeps text as it is"),
+        (foreign(remove_extra_whitespaces=True), "expected: a model that keeps text as it is"),
+    ],
+)
+def test_unfit_models_are_refused(tmp_path: Path, model: bytes, message: str) -> None:
+    (tmp_path / "m").write_bytes(model)
+    with pytest.raises(DataError, match=message) as caught:
+        Tokenizer.load(tmp_path / "m")
+    assert str(tmp_path) in "".join(caught.value.__notes__)
+
+
+def test_a_missing_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no tokenizer here\n  expected: .*nothing.*\n  found: No such file"):
+        Tokenizer.load(tmp_path / "nothing")
+    assert Tokenizer(foreign()).vocab_size == 500

@@ -76,7 +76,7 @@ def _gather(paths: Paths) -> str:
     from data_pipeline.gather import gather
 
     found = gather(paths.raw)
-    return f"{found.documents:,} documents of {found.groups} packages, {found.text_bytes / 1e6:.1f} MB"
+    return f"{found['documents']:,} documents of {found['groups']} packages, {found['text_bytes'] / 1e6:.1f} MB"
 
 
 def _recipe(paths: Paths) -> Any:
@@ -187,7 +187,7 @@ def _print_summary(paths: Paths, totals: dict[str, Any], continuation: str) -> N
     print(
         f"""
       held-out text, bits per byte:  model {model:.3f}   its own unigram model {unigram:.3f}   xz -9 {xz:.3f}
-      {totals["tokens"]:,} tokens in {totals["steps"]} steps, {totals["tokens_per_s"]:,.0f} tokens/s, {totals["wall_s"]:.0f} s in all
+      {totals["tokens"]:,} tokens in {totals["steps"]} steps, {totals["tokens_per_s"]:,.0f} tokens/s; {totals["wall_s"]:.0f} s
 
       a sample, after the prompt {PROMPT!r}:
 {indented}

@@ -58,7 +58,7 @@ def _drive(config: Config) -> int:
     readers = [
         reader
         for node in dict.fromkeys(nodes)
-        for reader in start_readers(config, run_dir, NodeAffinitySchedulingStrategy(node, soft=True))
+        for reader in start_readers(config, run_dir, NodeAffinitySchedulingStrategy(node, soft=True), pids.register)
     ]
     address, port = ray.get(ranks[0].open_store.remote(world, config.launch.timeout_s))
     seen: dict[str, int] = defaultdict(int)

@@ -42,5 +42,5 @@ class RankActor:
         config = from_yaml((self.run_dir / "config.yaml").read_text())
         with guarded(self.run_dir, self.rank):
             store = self.store or join_store(address, port, world, config.launch.timeout_s)
-            place = RankPlace(rank=self.rank, world=world, local_rank=local_rank, store=store)
+            place = RankPlace(rank=self.rank, world=world, local_rank=local_rank, shows_progress=False, store=store)
             run_rank(config, place, lambda **loader: RayLoader(readers, **loader))

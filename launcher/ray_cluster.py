@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,45 +24,58 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory of a local cluster: batches in flight are a few megabytes, see `fmscale/corpus/readers.py`."""
 
 
+DIRECTORY = "FMSCALE_RAY_DIR"
+"""Environment variable: the private directory of a local cluster; set together with the token's variables."""
+
+
+@contextlib.contextmanager
+def private_environment() -> Iterator[None]:
+    """Inside the block, this process and its children start and join local clusters behind a token of their own.
+
+    Ray reads these variables when it is imported: so whoever starts a process that uses Ray enters this first.
+    """
+    if os.environ.get("RAY_ADDRESS") or os.environ.get(DIRECTORY):
+        yield
+        return
+    assert "ray" not in sys.modules, "Ray was imported before its token was set"
+    directory = _private_directory()
+    token = directory / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    os.environ[DIRECTORY] = str(directory)
+    os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0")
+    try:
+        yield
+    finally:
+        del os.environ[DIRECTORY]
+        shutil.rmtree(directory, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def cluster(min_cpus: int) -> Iterator[None]:
     """Ray is connected inside the block; a local cluster ends with it.
 
     min_cpus: CPU slots that a local cluster must offer, even on a machine with fewer cores.
     """
-    import ray
+    with private_environment():
+        import ray
 
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address=os.environ["RAY_ADDRESS"], log_to_driver=False, logging_level="ERROR")
+        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        else:
+            _require_shared_memory()
+            ray.init(
+                num_cpus=max(os.cpu_count() or 1, min_cpus),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=os.environ[DIRECTORY],
+                **quiet,
+            )
         try:
             yield
         finally:
             ray.shutdown()
-        return
-    directory = _private_directory()
-    _require_shared_memory()
-    token = directory / "token"
-    token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
-    os.environ.update(
-        RAY_AUTH_MODE="token",
-        RAY_AUTH_TOKEN_PATH=str(token),
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
-    )
-    ray.init(
-        num_cpus=max(os.cpu_count() or 1, min_cpus),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        object_store_memory=OBJECT_STORE_BYTES,
-        _temp_dir=str(directory),
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _private_directory() -> Path:

@@ -1,4 +1,4 @@
-"""What a run was started with, beside the run: config.yaml (the identity a resume is checked against) and snapshot.json.
+"""What a run was started with, beside the run: config.yaml, which a resume is checked against, and snapshot.json.
 
 `config.yaml` is replaced on a resume that changes what may change; each start's differences go to events.jsonl.
 """

@@ -8,7 +8,6 @@ Under the user's own torchrun (RANK is set) this process is one rank; otherwise 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 from fmscale.config import Config
 from fmscale.corpus.sources import resolve
 from fmscale.errors import ConfigError
-from fmscale.observe.metrics import summary
+from fmscale.observe.metrics import last_step, summary
 from fmscale.observe.publish import replace
 from fmscale.validate import validate
-from launcher.supervise import last_step, supervise
+from launcher.supervise import supervise
 
 
 def check(config: Config) -> Config:
@@ -33,7 +32,7 @@ def check(config: Config) -> Config:
 def plan(config: Config) -> str:
     """The resolved plan of a run: model, data, steps, ranks."""
     from fmscale.corpus.sources import open_run_data
-    from fmscale.observe.flops import flops_per_token, formula, parameter_count
+    from fmscale.observe.flops import explain, flops_per_token, parameter_count
 
     config = check(config)
     data = open_run_data(config)
@@ -41,10 +40,11 @@ def plan(config: Config) -> str:
     per_token = flops_per_token(config.model, config.data.seq_len)
     shares = data.order.shares(config.train.steps * config.train.global_batch)
     lines = [
-        f"run       {config.run_dir}, at step {last_step(config.run_dir)} of {config.train.steps}",
+        f"run       {config.run_dir}, at step {max(0, last_step(config.run_dir))} of {config.train.steps}",
         f"model     {parameter_count(config.model):,} parameters, vocabulary {config.model.vocab_size:,}",
-        f"work      {tokens:,} tokens x {per_token:,.0f} FLOPs = {tokens * per_token:.3g} FLOPs ({formula()})",
-        f"batch     {config.train.global_batch} rows x {config.data.seq_len} tokens, {config.train.micro_batch} a forward",
+        f"work      {tokens:,} tokens x {per_token:,.0f} FLOPs = {tokens * per_token:.3g} FLOPs",
+        f"          {explain(config.model, config.data.seq_len)}",
+        f"batch     {config.train.global_batch} rows x {config.data.seq_len} tokens, micro-batch {config.train.micro_batch}",
         f"ranks     {config.world_size} (dp {config.parallel.dp} x pp {config.parallel.pp}), engine {config.engine}",
     ]
     for number, source in enumerate(data.order.sources):
@@ -101,10 +101,7 @@ def _be_a_rank(config: Config, roll_back: str | None) -> None:
         if place.rank:
             run_rank(config, place, LocalLoader)
             return
-        with contextlib.ExitStack() as stack:
-            lease = Lease(config.run_dir)
-            lease.acquire()
-            stack.callback(lease.release)
+        with Lease(config.run_dir).held():
             enter(config)
             run_rank(config, place, LocalLoader)
             write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})

@@ -26,9 +26,10 @@ from fmscale.errors import FmscaleError, RestartBudgetError
 from fmscale.observe import pids
 from fmscale.observe.events import EventLog
 from fmscale.observe.failure import Failure, first_cause
-from fmscale.observe.metrics import series
+from fmscale.observe.metrics import last_step
 from fmscale.training.lease import Lease
 from launcher import snapshot
+from launcher.ray_cluster import private_environment
 
 INCARNATION = "FMSCALE_INCARNATION"
 """Environment variable that every process of one incarnation carries."""
@@ -44,28 +45,24 @@ def supervise(config: Config, roll_back: str | None = None) -> None:
     Raises RunHeldError, RestartBudgetError, or the failure that no restart can mend.
     """
     run_dir = config.run_dir
-    lease = Lease(run_dir)
-    lease.acquire()
-    with contextlib.ExitStack() as stack:
-        stack.callback(lease.release)
-        stack.enter_context(_signals_stop_us())
+    with Lease(run_dir).held(), _signals_stop_us(), private_environment():
         changed = snapshot.enter(config)
         pids.register(run_dir, "supervisor", 0)
         events = EventLog(run_dir)
         if changed:
-            events.emit("settings_changed", changed=changed)
+            events.write("settings_changed", changed=changed)
         restarts, last = 0, (-1, "")
         while True:
             incarnation = uuid.uuid4().hex[:12]
-            events.emit("start", incarnation=incarnation, restarts=restarts, backend=config.launch.backend)
+            events.write("start", incarnation=incarnation, restarts=restarts, backend=config.launch.backend)
             code = _incarnation(config, incarnation, roll_back)
             if code == 0:
-                events.emit("end", incarnation=incarnation, step=last_step(run_dir))
+                events.write("end", incarnation=incarnation, step=last_step(run_dir))
                 return
             roll_back = None
-            cause, step = first_cause(run_dir, incarnation), last_step(run_dir)
+            cause, step = first_cause(run_dir, incarnation), max(0, last_step(run_dir))
             words = _words(cause, code)
-            events.emit("incident", incarnation=incarnation, exit_code=code, step=step, cause=words)
+            events.write("incident", incarnation=incarnation, exit_code=code, step=step, cause=words)
             _stop_if_hopeless(config, cause, words, restarts, step, last)
             restarts, last = restarts + 1, (step, words)
             _say(f"{words}, after step {step}; restart {restarts} of {config.launch.max_restarts}")
@@ -93,12 +90,6 @@ def _stop_if_hopeless(
             found=f"{words}, after step {step}",
             do=f"read {logs}, then start the same command again: it goes on from the newest checkpoint",
         )
-
-
-def last_step(run_dir: Path) -> int:
-    """Steps that the run has finished, as its metrics tell; 0 before the first."""
-    steps = series(run_dir)
-    return int(steps[-1]["step"]) if steps else 0
 
 
 def _words(cause: Failure | None, code: int) -> str:

@@ -23,8 +23,8 @@ from fmscale.errors import FmscaleError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.recorder import Recorder
 from fmscale.tokenizer import Tokenizer
-from fmscale.topology import PADDING, Topology
-from fmscale.training.checkpoint import CheckpointStore, Commit
+from fmscale.topology import Topology
+from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.engine import Engine, StepOutput
 from fmscale.training.schedule import learning_rate
 
@@ -36,8 +36,8 @@ class Position:
     term: int
     step: int
     rows: int
-    parent: Commit | None
-    """The newest checkpoint behind it; known to rank 0, and to all ranks right after loading."""
+    parent: str | None
+    """Name of the newest checkpoint behind it; rank 0 keeps it."""
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -140,6 +140,8 @@ class Trainer:
         self.store.write_rank(position.step, position.term, self.rank, self.engine.fragments())
         if self.rank:
             return
+        assert self.recorder is not None, "rank 0 records"
+        self.recorder.before_commit()
         commit = self.store.commit(
             position.step,
             position.term,
@@ -149,17 +151,16 @@ class Trainer:
             self._state(),
             self.config.launch.timeout_s,
         )
-        self.position = replace(position, parent=commit)
-        assert self.recorder is not None, "rank 0 records"
+        self.position = replace(position, parent=commit.name)
         self.recorder.checkpoint(commit.name, position.step, time.perf_counter() - started)
-        self.store.prune(self.config.checkpoint.keep, position.term, self.recorder.remark)
+        self.store.prune(self.config.checkpoint.keep, commit, self.recorder.remark)
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors; plain JSON."""
         config = self.config
         return {
             "config": to_yaml(config),
-            "order_fingerprint": self.data.order.fingerprint,
+            "order_fingerprint": self.data.order.fingerprint(),
             "ledger": self.data.ledger.to_json(),
             "optimizer_steps": self.engine.optimizer_steps,
             "engine_state": self.engine.state_outside_fragments(),

@@ -46,6 +46,7 @@ class RankPlace:
     rank: int
     world: int
     local_rank: int
+    shows_progress: bool = True
     store: Any = None
 
 
@@ -68,12 +69,12 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
             _check_identity(commit, data)
             engine.load_fragments(store.open(commit).read)
             engine.optimizer_steps = commit.state["optimizer_steps"]
-            position = Position(term=term, step=commit.step, rows=commit.rows, parent=commit)
+            position = Position(term=term, step=commit.step, rows=commit.rows, parent=commit.name)
         loader = make_loader(config=config, data=data, data_rank=topology.data_rank(place.rank))
         stack.callback(loader.close)
         recorder = None
         if place.rank == 0:
-            recorder = stack.enter_context(Recorder(config, position.term, position.step, device.type))
+            recorder = stack.enter_context(Recorder(config, term, device, console=place.shows_progress))
         Trainer(
             config=config,
             topology=topology,
@@ -169,7 +170,7 @@ class _Loud:
         self.events = EventLog(config.run_dir)
 
     def __call__(self, text: str) -> None:
-        self.events.emit("checkpoint_passed_over", text=text)
+        self.events.write("checkpoint_passed_over", text=text)
         print(f"checkpoint {text}", flush=True)
 
 
@@ -197,8 +198,8 @@ def _open_term(config: Config, commit: Commit | None, place: RankPlace, control:
 def _check_identity(commit: Commit, data: RunData) -> None:
     """A checkpoint's past must be this run's past: the same order, and a ledger that only grew since."""
     ledger = Ledger.from_json(commit.state["ledger"], f"checkpoint {commit.name}")
-    data.ledger.require_extends(ledger, f"checkpoint {commit.name}")
-    order = replace(data.order, ledger=ledger).fingerprint
+    ledger.require_prefix_of(data.ledger, f"checkpoint {commit.name}")
+    order = replace(data.order, ledger=ledger).fingerprint()
     if commit.state["order_fingerprint"] != order:
         raise CheckpointError(
             f"checkpoint {commit.name} was trained on another order of rows",

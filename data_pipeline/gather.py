@@ -48,7 +48,7 @@ class _Candidate:
 
 
 def gather(out_dir: str | Path, min_bytes: int = 20_000_000, max_bytes: int = 24_000_000) -> dict[str, Any]:
-    """Write part-00000.jsonl ... (id, text, group) and gather.json, the summary that is also returned.
+    """Write part-00000.jsonl ... (id, text, group); say how many documents, bytes of text, groups, and what was left.
 
     Raises DataError if everything that is installed holds less than `min_bytes` of text.
     """
@@ -94,16 +94,14 @@ def gather(out_dir: str | Path, min_bytes: int = 20_000_000, max_bytes: int = 24
         write_durably(out_dir / parts[-1], part)
     for stale in set(out_dir.glob("part-*.jsonl")) - {out_dir / part for part in parts}:
         stale.unlink()  # of an earlier run that found more
-    summary = {
+    return {
         "documents": len(documents),
-        "bytes": total,
+        "text_bytes": total,
         "groups": sum(1 for size in groups.values() if size),
         "files": parts,
         "hash": digest.hexdigest(),
         "rejected": dict(sorted(rejected.items())),
     }
-    write_durably(out_dir / "gather.json", (json.dumps(summary, indent=2) + "\n").encode())
-    return summary
 
 
 def _candidates() -> Iterator[_Candidate]:

@@ -154,8 +154,9 @@ def _power_of_two(below: int, least: int, most: int) -> int:
 
 def recipe_record(recipe: Recipe) -> dict[str, Any]:
     """What a corpus remembers of its recipe: everything that decides its bytes; inputs and tokenizer go by hash."""
-    names = ("text_field", "id_field", "group_field", "steps", "dedup", "decontaminate_ngram", "chunk_tokens")
+    names = ("text_field", "id_field", "group_field", "dedup", "decontaminate_ngram", "chunk_tokens")
     record = {name: getattr(recipe, name) for name in (*names, "heldout_chunk_tokens", "task_bytes")}
+    record["steps"] = [[name, _source_hash(name)] for name in recipe.steps]
     record["heldout"] = {
         "fraction": recipe.heldout_fraction,
         "by": recipe.heldout_by,
@@ -163,3 +164,9 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
         "rule": "xxh3_64(utf8('SEED\\0' + (id or group))) < fraction * 2^64",
     }
     return record
+
+
+def _source_hash(step: str) -> str:
+    """Of the file that the step stands in: an edited step is another step."""
+    source = getattr(importlib.import_module(step.partition(":")[0]), "__file__", None)
+    return xxhash.xxh3_128_hexdigest(Path(source).read_bytes()) if source else ""

@@ -46,7 +46,7 @@ def read_piece(file: InputFile, piece: Piece, fields: Fields, max_bad_run: int) 
     one go.
     """
     bad_run = 0
-    for document in _jsonl(file, piece, fields) if file.kind == "jsonl" else _plain(file, piece):
+    for document in _jsonl(file, piece, fields) if file.kind == "jsonl" else _plain(file, piece, fields):
         bad_run = bad_run + 1 if document.dropped in BAD_REASONS else 0
         if bad_run > max_bad_run:
             raise DataError(
@@ -118,10 +118,10 @@ def _record(line: bytes, own_id: str, source: str, file: int, record: int, field
     return Document(name, text, source, value, file, record, "" if text.strip() else "empty")
 
 
-def _plain(file: InputFile, piece: Piece) -> Iterator[Document]:
+def _plain(file: InputFile, piece: Piece, fields: Fields) -> Iterator[Document]:
     """A file of plain text is one document; its group is the top directory it stands in."""
     data = b"".join(_checked_blocks(file, piece) if not file.compression else _inflated_blocks(file, piece))
-    meta = {"group": file.name.split("/")[0]}
+    meta = {fields.group or "group": file.name.split("/")[0]}
     try:
         text = data.removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError:

@@ -24,9 +24,10 @@ from data_pipeline.document import Document, through
 from data_pipeline.pipeline import auto_heldout_chunk_tokens, fields, is_heldout, load_steps, recipe_record
 from data_pipeline.plan import Plan, Work, as_array, from_array, load, save, tokenizer_of
 from data_pipeline.read import check_bad_share, read_piece
+from fmscale.corpus.chunks import Cutter, Stream, document_id, make_docs
+from fmscale.corpus.chunks import join as join_streams
 from fmscale.corpus.manifest import Manifest, token_dtype, write_durably
-from fmscale.corpus.writer import Cutter, Part, Stream, document_id, make_docs, publish, write_parts
-from fmscale.corpus.writer import join as join_streams
+from fmscale.corpus.writer import Part, publish, write_parts
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
@@ -134,6 +135,13 @@ def finish(work: Work, output: Path) -> Manifest:
     train = Cutter(plan.chunk_tokens, dtype)
     parts += write_parts(work.parts, "train", "tails", _tail_chunks(work, train))
 
+    if not any(part.split == "train" for part in parts):
+        raise DataError(
+            "the training text fills not a single chunk",
+            expected=f"more than {plan.chunk_tokens} tokens (chunk_tokens)",
+            found=f"{len(train.tail.tokens)} tokens in {int((kinds == TRAIN).sum())} documents",
+            do="give more text, or set a smaller chunk_tokens (at least data.seq_len)",
+        )
     survivors = [_survivors(work, task, work.map_array("grams")[met], dropped) for task in _tasks(work)]
     lengths = [load(work.write_file(task), "held_docs")[0]["length"] for task in _tasks(work)]
     held_tokens = sum(int(length[kept].sum()) for length, kept in zip(lengths, survivors, strict=True))

@@ -4,7 +4,7 @@
     LocalLoader(config, data, data_rank).batches(row)  # this rank's share of each global batch from `row` on, for ever
 
 `RankPlan` says which rows, from which places, make up a rank's share; `read_rows` fetches their tokens; `batch_of`
-makes the arrays. Every loader is these three, and they differ in where `read_rows` runs: here in one thread ahead of the
+makes the arrays. Every loader is these three; they differ in where `read_rows` runs: here in one thread ahead of the
 trainer, in `readers.py` in reader actors. So all of them hand out the same bytes.
 """
 
@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from fmscale.config import Config
 from fmscale.corpus.batch import Batch, batch_of
+from fmscale.corpus.manifest import token_dtype
 from fmscale.corpus.order import Order
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.sources import RunData
@@ -61,15 +62,11 @@ def read_rows(corpora: Sequence[Corpus], places: Places, seq_len: int) -> Tokens
 
     Raises DataError if a chunk is not as it was written.
     """
-    out = np.empty((len(places.chunk), seq_len + 1), np.uint32 if _wide(corpora) else np.uint16)
+    out = np.empty((len(places.chunk), seq_len + 1), token_dtype(corpora[0].vocab_size))
     by_chunk = zip(places.source.tolist(), places.chunk.tolist(), places.start.tolist(), strict=True)
     for i, (source, chunk, start) in enumerate(by_chunk):
         out[i] = corpora[source].tokens(chunk)[start : start + seq_len + 1]
     return out
-
-
-def _wide(corpora: Sequence[Corpus]) -> bool:
-    return any(corpus.vocab_size > 1 << 16 for corpus in corpora)
 
 
 def targets_of(rows: int, seq_len: int) -> int:
@@ -142,6 +139,7 @@ class RankPlan:
             "heldout": [data.heldout[name] for name in self.names],
         }
         self._heldout_limit = config.eval.rows
+        self.row_bytes = (self.seq_len + 1) * token_dtype(self.corpora["train"][0].vocab_size).itemsize
 
     def train(self, first_row: int) -> Iterator[Ask]:
         """Shares of the global batches from row `first_row` on, for ever."""

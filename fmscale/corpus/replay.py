@@ -1,0 +1,42 @@
+"""What a run trains in given steps, computed from its corpora alone: rows of each rank, and the batch hash.
+
+The same arithmetic and the same bytes as training, without a model: a run's metrics.jsonl can be checked against it,
+and a run that was never made can be looked into.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fmscale.config import Config
+from fmscale.corpus.batch import batch_hash, hash_hex
+from fmscale.corpus.loader import RowReader
+from fmscale.corpus.sources import open_run_data
+from fmscale.topology import PADDING, rank_rows
+
+
+def replay(config: Config, first_step: int, steps: int, dp: int) -> list[dict[str, Any]]:
+    """Records {step, rows_per_rank, batch_hash} of `steps` steps from `first_step` (1 is a run's first) on.
+
+    rows_per_rank: [dp] lists of row numbers, padding left out. batch_hash: 32 hex digits, as in metrics.jsonl. Step s
+    trains rows [(s - 1) * global_batch, s * global_batch). Edits are taken from the run directory's ledger, if any.
+    Raises DataError or ConfigError.
+    """
+    data = open_run_data(config)
+    reader = RowReader(data.train, data.order, config.data.seq_len)
+    size = config.train.global_batch
+    records = []
+    for step in range(first_step, first_step + steps):
+        first = (step - 1) * size
+        shares = [rank_rows(first, size, dp, rank, config.train.micro_batch) for rank in range(dp)]
+        digest = batch_hash(reader.read(np.arange(first, first + size)))
+        records.append(
+            {
+                "step": step,
+                "rows_per_rank": [share[share != PADDING].tolist() for share in shares],
+                "batch_hash": hash_hex(digest),
+            }
+        )
+    return records

@@ -1,0 +1,82 @@
+"""Tiny corpora of random tokens, through the real writer: what is tested on them cannot depend on text."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmscale import tokenizer
+from fmscale.config import Config, DataConfig, EvalConfig, ParallelConfig, RunConfig, SourceConfig, TrainConfig
+from fmscale.corpus.chunks import Stream, cut_chunks, document_id, make_docs
+from fmscale.corpus.manifest import Manifest, generation_directory
+from fmscale.corpus.shards import Corpus
+from fmscale.corpus.writer import publish, write_parts
+
+
+def make_corpus(
+    directory: Path, chunks: int = 11, heldout: int = 3, chunk_tokens: int = 256, seed: int = 0
+) -> Manifest:
+    """A corpus of `chunks` train chunks, and `heldout` ones of a quarter of their length."""
+    return _publish(directory, 0, {"train": chunks, "heldout": heldout}, chunk_tokens, seed, None)
+
+
+def grow_corpus(base: Path, chunks: int, seed: int = 100) -> Manifest:
+    """Generation 1 of the corpus at `base`, with `chunks` further train chunks."""
+    parent = Manifest.load(base)
+    chunk_tokens = parent.split("train").chunk_tokens
+    return _publish(base, 1, {"train": chunks, "heldout": 0}, chunk_tokens, seed, parent)
+
+
+def damage(directory: Path, chunk: int) -> None:
+    """Flip a bit among the tokens of a train chunk."""
+    (shard,) = directory.glob("train-*.tar")
+    raw = bytearray(shard.read_bytes())
+    raw[raw.index(Corpus.open(directory).tokens(chunk).tobytes()) + 9] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(raw)
+
+
+def _publish(
+    base: Path, generation: int, chunks: dict[str, int], chunk_tokens: int, seed: int, parent: Manifest | None
+) -> Manifest:
+    directory = generation_directory(base, generation)
+    parts_at = directory / ".parts"
+    parts_at.mkdir(parents=True)
+    texts = (f"line {i} of some text, again {i * i}" for i in range(200))
+    words = tokenizer.train(texts, parts_at / "tokenizer.model", 460, kind="bpe")
+    rng = np.random.default_rng(seed)
+    sizes = {"train": chunk_tokens, "heldout": chunk_tokens // 4}
+    parts = []
+    for split, count in chunks.items():
+        length = count * sizes[split] + 1
+        tokens = rng.integers(3, words.vocab_size, length).astype(np.uint16)
+        stream = Stream(tokens, make_docs([length], [document_id(f"{split}-{seed}")], 0, [0]))
+        parts += write_parts(parts_at, split, "00000", cut_chunks(stream, sizes[split])[0] if count else [])
+    return publish(
+        directory,
+        parts,
+        tokenizer=words,
+        chunk_tokens=sizes,
+        left_over={"train": 0, "heldout": 0},
+        recipe={},
+        counts={},
+        inputs=[],
+        parent=parent,
+    )
+
+
+def run_config(root: Path, sources: dict[str, float], **changes: Any) -> Config:
+    """A config of tiny batches over the corpora root/NAME; changes by field name: dp, global_batch, micro_batch ..."""
+    plain = {"seq_len": 32, "window_chunks": 4, "seed": 3, "prefetch_batches": 3, "readers_per_node": 1}
+    data = {name: changes.pop(name, value) for name, value in plain.items()}
+    batch = {"global_batch": changes.pop("global_batch", 10), "micro_batch": changes.pop("micro_batch", 2)}
+    return Config(
+        run=RunConfig(name="r", root=str(root / "runs")),
+        data=DataConfig(sources={n: SourceConfig(corpus=str(root / n), weight=w) for n, w in sources.items()}, **data),
+        train=TrainConfig(**batch),
+        parallel=ParallelConfig(dp=changes.pop("dp", 1)),
+        eval=EvalConfig(rows=changes.pop("eval_rows", 0)),
+        **changes,
+    )

@@ -1,0 +1,174 @@
+"""Reader actors on a real Ray: the bytes of the in-process loader, also while readers are killed with SIGKILL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from fmscale.config import Config
+from fmscale.corpus import readers
+from fmscale.corpus.batch import Batch
+from fmscale.corpus.loader import LocalLoader
+from fmscale.corpus.readers import RayLoader, start_readers
+from fmscale.corpus.sources import open_run_data
+from fmscale.errors import DataError, MachineError
+from fmscale.observe import pids
+from launcher.ray_cluster import cluster
+from tests.corpora import damage, make_corpus, run_config
+from tests.laws import restore_at_every_step, same, same_global_batches
+
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+
+MIXED = {"web": 0.7, "books": 0.3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("corpora")
+    make_corpus(root / "web", chunks=11, seed=1)
+    make_corpus(root / "books", chunks=5, heldout=2, seed=2)
+    return root
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    with cluster(min_cpus=1):
+        yield
+
+
+@pytest.fixture(scope="module")
+def actors(root: Path) -> list[Any]:
+    """Two readers that any test of the module may ask, and none may kill."""
+    return start_readers(run_config(root, MIXED, readers_per_node=2), root)
+
+
+def loader(config: Config, actors: list[Any], rank: int = 0) -> RayLoader:
+    return RayLoader(actors, config, open_run_data(config), rank)
+
+
+def local(config: Config, steps: int, rank: int = 0) -> list[Batch]:
+    own = LocalLoader(config, open_run_data(config), rank)
+    try:
+        return list(islice(own.batches(0), steps))
+    finally:
+        own.close()
+
+
+def pids_of(run_dir: Path, count: int) -> list[int]:
+    """Process numbers of the living readers, once there are `count`."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = [entry["pid"] for entry in pids.read(run_dir) if entry["role"] == "reader" and pids.alive(entry)]
+        if len(found) == count:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{count} living readers expected in {pids.read(run_dir)}")
+
+
+def test_the_same_global_batches_for_any_number_of_ranks(root: Path, actors: list[Any]) -> None:
+    def batches(world: int, rank: int) -> Iterator[Batch]:
+        return loader(run_config(root, MIXED, dp=world), actors, rank).batches(0)
+
+    hashes = same_global_batches(batches, steps=3, worlds=(1, 2, 3))
+    config = run_config(root, MIXED)
+    assert hashes == same_global_batches(lambda world, rank: iter(local(config, 3)), steps=3, worlds=(1,))
+
+
+def test_going_on_at_any_step_gives_the_batches_of_the_whole_run(root: Path, actors: list[Any]) -> None:
+    restore_at_every_step(loader(run_config(root, MIXED), actors).batches, 10, steps=6)
+
+
+@pytest.mark.parametrize(("request_bytes", "part_bytes"), [(1, 100), (1000, 300), (1 << 20, 1 << 20)])
+def test_the_size_of_requests_does_not_show(
+    root: Path, actors: list[Any], monkeypatch: pytest.MonkeyPatch, request_bytes: int, part_bytes: int
+) -> None:
+    """Batches asked for row by row, in parts, and many at a time."""
+    monkeypatch.setattr(readers, "REQUEST_BYTES", request_bytes)
+    monkeypatch.setattr(readers, "PART_BYTES", part_bytes)
+    config = run_config(root, MIXED, dp=3)
+    for rank in range(3):
+        found = list(islice(loader(config, actors, rank).batches(0), 5))
+        assert all(map(same, found, local(config, 5, rank)))
+
+
+def test_held_out_batches_are_those_of_the_local_loader(root: Path, actors: list[Any]) -> None:
+    config = run_config(root, MIXED, dp=2, seq_len=32)
+    own = LocalLoader(config, open_run_data(config), 1)
+    expected = list(own.heldout_batches())
+    found = list(loader(config, actors, 1).heldout_batches())
+    assert len(found) == len(expected) > 0
+    assert all(map(same, found, expected))
+
+
+def test_kill_9_of_the_only_reader_again_and_again_changes_no_batch(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "REQUEST_BYTES", 1)
+    config = run_config(root, MIXED)
+    only = start_readers(config, tmp_path, register=pids.register)
+    batches, found, killed = loader(config, only).batches(0), [], set()
+    for step in range(20):
+        if step in (3, 9, 15):
+            (pid,) = pids_of(tmp_path, 1)
+            killed.add(pid)
+            if step == 9:  # it dies holding questions: stopped first, so that they pile up in front of it
+                os.kill(pid, signal.SIGSTOP)
+                threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+            else:
+                os.kill(pid, signal.SIGKILL)
+        found.append(next(batches))
+    assert len(killed) == 3, "Ray did not start the reader again"
+    assert all(map(same, found, local(config, 20)))
+    ray.kill(only[0])
+
+
+def test_another_reader_answers_for_a_dead_one(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One reader is stopped where it stands (it lives, so Ray does nothing): its questions go to the other."""
+    monkeypatch.setattr(readers, "ASK_ANOTHER_AFTER_S", 0.1)
+    monkeypatch.setattr(readers, "REQUEST_BYTES", 1)
+    config = run_config(root, MIXED, readers_per_node=2)
+    pair = start_readers(config, tmp_path, register=pids.register)
+    batches = loader(config, pair).batches(0)
+    found = [next(batches)]
+    stuck = pids_of(tmp_path, 2)[0]
+    os.kill(stuck, signal.SIGSTOP)
+    try:
+        found += islice(batches, 7)
+        assert all(map(same, found, local(config, 8)))
+        ray.kill(pair[0], no_restart=True)
+        ray.kill(pair[1], no_restart=True)
+        with pytest.raises(
+            MachineError, match=r"no reader is left to answer(.*\n)*.*goes on from its newest checkpoint"
+        ):
+            list(islice(batches, 20))
+    finally:
+        os.kill(stuck, signal.SIGCONT)
+
+
+def test_a_damaged_chunk_is_the_data_error_that_names_it(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "web", chunks=4)
+    config = run_config(tmp_path, {"web": 1.0})
+    data = open_run_data(config)
+    damage(tmp_path / "web", chunk=1)
+    actors = start_readers(config, tmp_path)
+    with pytest.raises(DataError, match="chunk 1 is damaged") as error:
+        list(islice(RayLoader(actors, config, data, 0).batches(0), 8))
+    assert len(str(error.value).splitlines()) <= 6, "a traceback of Ray's in the message"
+    ray.kill(actors[0])
+
+
+def test_a_closed_loader_ends(root: Path, actors: list[Any]) -> None:
+    ray_loader = loader(run_config(root, MIXED), actors)
+    batches = ray_loader.batches(0)
+    next(batches)
+    ray_loader.close()
+    assert len(list(islice(batches, 1000))) < 1000

@@ -31,8 +31,8 @@ from fmscale.training.lease import Lease
 from launcher import snapshot
 from launcher.ray_cluster import private_environment
 
-INCARNATION = "FMSCALE_INCARNATION"
-"""Environment variable that every process of one incarnation carries."""
+INCARNATION, RUN = "FMSCALE_INCARNATION", "FMSCALE_RUN"
+"""Environment variables that every process of an incarnation carries: its tag, and the run's directory."""
 
 DEADLY_EXIT_CODES = frozenset({2, 3, 4, 5})
 """Failures that a restart cannot mend: settings, data, checkpoints, a run that somebody else holds."""
@@ -51,6 +51,7 @@ def supervise(config: Config, roll_back: str | None = None) -> None:
         events = EventLog(run_dir)
         if changed:
             events.write("settings_changed", changed=changed)
+        sweep(RUN, str(run_dir.resolve()))  # the lease is ours: whatever is left is of a supervisor that was killed
         restarts, last = 0, (-1, "")
         while True:
             incarnation = uuid.uuid4().hex[:12]
@@ -101,7 +102,7 @@ def _words(cause: Failure | None, code: int) -> str:
 def _incarnation(config: Config, incarnation: str, roll_back: str | None) -> int:
     """Start a driver, wait for it, leave nothing of it behind; its exit code."""
     run_dir = config.run_dir
-    environment = {**os.environ, INCARNATION: incarnation}
+    environment = {**os.environ, INCARNATION: incarnation, RUN: str(run_dir.resolve())}
     if roll_back:
         environment["FMSCALE_ROLL_BACK"] = roll_back
     threads = str(config.train.threads_per_rank)
@@ -121,17 +122,17 @@ def _incarnation(config: Config, incarnation: str, roll_back: str | None) -> int
         finally:
             driver.kill()
             driver.wait()
-            sweep(incarnation)
+            sweep(INCARNATION, incarnation)
 
 
-def sweep(incarnation: str) -> None:
-    """Kill every process that carries the incarnation's tag, and wait until they are gone (at most 10 s)."""
+def sweep(variable: str, value: str) -> None:
+    """Kill every process of this machine that carries the variable, and wait until they are gone (at most 10 s)."""
     left = []
     for process in psutil.process_iter():
         if process.pid == os.getpid():
             continue
         with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(INCARNATION) == incarnation:
+            if process.environ().get(variable) == value:
                 process.kill()
                 left.append(process)
     psutil.wait_procs(left, timeout=10)

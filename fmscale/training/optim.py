@@ -1,8 +1,9 @@
 """AdamW (Loshchilov & Hutter 2019), the same one under every engine.
 
 Weight decay is for matrices (two dimensions or more, the embedding among them); norms stay where they are. torch's own
-implementation, the fused one: a single pass over weights and moments, element by element, so that neither the number
-of threads nor how parameters are cut into pieces changes a bit of the result.
+implementation, the fused one: a single pass over weights and moments. It works element by element, yet rounds those at
+the end of a piece otherwise than those before: cut in other pieces (other ranks, another stage) the same update agrees
+to the last digit or two, not to the bit.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _do(pool: Workers, title: str, stage: Stage, work: Work, tasks: Sequence[int
 def _begin(plan: Plan, directory: Path) -> Work:
     """The work directory of `plan`; what an earlier, different plan left there is thrown away."""
     work = Work(directory)
-    if (before := work.plan_id()) not in ("", plan.id):
+    if work.plan_id() not in ("", plan.id):
         print("the recipe, the inputs or the tokenizer changed: unfinished work starts over", file=sys.stderr)
         for path in [*directory.glob("*.np[yz]"), *directory.glob("*.json"), *directory.glob("parts/*")]:
             path.unlink()

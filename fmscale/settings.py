@@ -132,7 +132,7 @@ def _config_error(error: OmegaConfBaseException, origin: str) -> ConfigError:
     hint = next((line for line in lines if "Did you mean" in line), "")
     remedy = "`fmscale train --print-config` shows every key with its default"
     if hint or "not in" in lines[0]:
-        suggestion = re.search(r"Did you mean:? *'?([\w.]+)'?", hint)
+        suggestion = re.search(r"Did you mean(?: one of)?:? *'?([\w.]+)'?", hint)
         return ConfigError(
             f"unknown setting `{key}`",
             expected="a key of the schema",

@@ -1,0 +1,75 @@
+"""The law of steps: whatever they drop, in = out + dropped, in order, and each step sees what is kept alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.document import Document, Step, drop, through
+
+
+def dropping(numbers: frozenset[int], reason: str, seen: list[int]) -> Step:
+    """Drops the records in `numbers`; looks one document ahead, as a step with a buffer does."""
+
+    def step(documents: Iterable[Document]) -> Iterator[Document]:
+        held: Document | None = None
+        for document in documents:
+            seen.append(document.record)
+            if held is not None:
+                yield held
+            held = drop(document, reason) if document.record in numbers else document
+        if held is not None:
+            yield held
+
+    return step
+
+
+@given(st.integers(0, 30), st.frozensets(st.integers(0, 30)), st.frozensets(st.integers(0, 30)))
+def test_nothing_is_lost_and_each_loss_is_counted(count: int, first: frozenset[int], second: frozenset[int]) -> None:
+    dropped: Counter[str] = Counter()
+    seen: list[int] = []
+    seen_second: list[int] = []
+    documents = [Document(str(i), f"text {i}", record=i) for i in range(count)]
+    steps = [dropping(first, "first", seen), dropping(second, "second", seen_second)]
+    out = list(through(documents, steps, dropped))
+    assert [d.record for d in out] == list(range(count))
+    assert seen == list(range(count))
+    assert seen_second == [i for i in range(count) if i not in first]
+    kept = [d for d in out if not d.dropped]
+    assert [d.text for d in kept] == [f"text {i}" for i in range(count) if i not in first | second]
+    assert count == len(kept) + dropped.total()
+    assert dropped["first"] == len([i for i in range(count) if i in first])
+
+
+def lose(documents: Iterable[Document]) -> Iterator[Document]:
+    return (document for document in documents if document.record != 1)
+
+
+def double(documents: Iterable[Document]) -> Iterator[Document]:
+    for document in documents:
+        yield document
+        yield document
+
+
+def stop(documents: Iterable[Document]) -> Iterator[Document]:
+    yield next(iter(documents))
+
+
+@pytest.mark.parametrize(
+    ("step", "message"), [(lose, "lost documents"), (double, "returned more"), (stop, "stopped before")]
+)
+def test_a_step_that_breaks_the_law_is_named(step: Step, message: str) -> None:
+    documents = [Document(str(i), "text", record=i) for i in range(3)]
+    with pytest.raises(AssertionError, match=f"{step.__name__}.* {message}|{step.__name__} {message}"):
+        list(through(documents, [step], Counter()))
+
+
+def test_a_drop_needs_a_reason_and_frees_the_text() -> None:
+    document = Document("a", "long text", record=7)
+    assert drop(document, "short") == Document("a", "", record=7, dropped="short")
+    with pytest.raises(AssertionError, match="a drop needs a reason"):
+        drop(document, "")

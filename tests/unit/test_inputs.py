@@ -1,0 +1,119 @@
+"""Pinning inputs: pieces tile each file at line ends for any task size; order follows the patterns."""
+
+from __future__ import annotations
+
+import gzip
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline import inputs
+from data_pipeline.inputs import pin
+from fmscale.errors import DataError
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    files=st.lists(
+        st.lists(st.binary(max_size=40).map(lambda b: b.replace(b"\n", b" ")), max_size=12), min_size=1, max_size=4
+    ),
+    end=st.sampled_from([b"", b"\n"]),
+    task_bytes=st.integers(1, 200),
+)
+def test_pieces_tile_the_files_at_line_ends(files: list[list[bytes]], end: bytes, task_bytes: int) -> None:
+    with TemporaryDirectory() as name:
+        data = [b"\n".join(lines) + (end if lines else b"") for lines in files]
+        for number, content in enumerate(data):
+            Path(name, f"{number}.jsonl").write_bytes(content)
+        pinned = pin([name], task_bytes)
+    assert [file.name for file in pinned.files] == [f"{i}.jsonl" for i in range(len(data))]
+    for number, content in enumerate(data):
+        pieces = [piece for task in pinned.tasks for piece in task if piece.file == number]
+        assert b"".join(content[p.start : p.stop] for p in pieces) == content
+        for piece in pieces:
+            part = content[piece.start : piece.stop]
+            assert part.endswith(b"\n") or piece.stop == len(content)
+            assert piece.first_record == content[: piece.start].count(b"\n")
+            assert piece.hash == xxhash.xxh3_128_hexdigest(part)
+        assert pinned.files[number].hash == xxhash.xxh3_128_hexdigest(content)
+    for task in pinned.tasks:
+        size = sum(piece.stop - piece.start for piece in task)
+        assert len(task) == 1 or size <= task_bytes, "only a single piece may be longer than a task"
+
+
+def test_order_is_that_of_the_patterns_then_of_names(tmp_path: Path) -> None:
+    for name in ("b/2.jsonl", "b/1.txt", "a/z.md.gz", "a/sub/y.jsonl", "a/.hidden/x.txt", "a/.x.txt", "a/p.pdf", "a/q"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x\n")
+    pinned = pin([str(tmp_path / "b/2.jsonl"), str(tmp_path / "a"), str(tmp_path / "b/*")])
+    assert [(f.name, f.kind, f.compression) for f in pinned.files] == [
+        ("2.jsonl", "jsonl", ""),
+        ("sub/y.jsonl", "jsonl", ""),
+        ("z.md.gz", "text", ".gz"),
+        ("1.txt", "text", ""),
+    ]
+    assert pinned.left_out == {".pdf": 1, "no suffix": 1}
+    assert inputs.Inputs.from_json(pinned.to_json()) == pinned
+
+
+def test_a_glob_takes_any_suffix_as_text(tmp_path: Path) -> None:
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "deep/er/a.log").write_text("a log")
+    (tmp_path / "deep/er/b.log.gz").write_bytes(gzip.compress(b"b"))
+    pinned = pin([f"{tmp_path}/**/*.log*"])
+    assert [(f.name, f.kind, f.compression) for f in pinned.files] == [
+        ("deep/er/a.log", "text", ""),
+        ("deep/er/b.log.gz", "text", ".gz"),
+    ]
+
+
+def test_names_do_not_depend_on_where_the_files_stand(tmp_path: Path) -> None:
+    for root in ("here", "elsewhere"):
+        (tmp_path / root).mkdir()
+        (tmp_path / root / "a.jsonl").write_text('{"text": "a"}\n')
+    here, elsewhere = (pin([str(tmp_path / root)]) for root in ("here", "elsewhere"))
+    assert [(f.name, f.bytes, f.hash) for f in here.files] == [(f.name, f.bytes, f.hash) for f in elsewhere.files]
+    assert here.tasks == elsewhere.tasks
+
+
+def test_no_input(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no input is named\n.*\n.*inputs is empty\n.*set inputs"):
+        pin([])
+
+
+def test_an_input_that_matches_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"matches no file\n.*\n  found: .*/nowhere/\*\.jsonl \(seen from "):
+        pin([str(tmp_path / "nowhere/*.jsonl")])
+
+
+def test_a_directory_without_text(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").touch()
+    with pytest.raises(DataError, match=r"holds no text\n.*\.jsonl.*\n  found: .* with 1 files of other kinds"):
+        pin([str(tmp_path)])
+
+
+def test_an_unreadable_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("{}\n")
+    if os.geteuid() == 0:  # nothing is unreadable to root: take it away between listing and reading
+        monkeypatch.setattr(inputs, "_find", lambda patterns: ([(str(path), "a.jsonl")], {}))
+        monkeypatch.setattr(os.path, "getsize", lambda path: 3)
+        path.unlink()
+    else:
+        path.chmod(0)
+    with pytest.raises(DataError, match=r"cannot be read\n.*\n  found: .*a\.jsonl: (No such file|Permission denied)"):
+        pin([str(tmp_path)])
+
+
+def test_a_line_that_is_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs, "MAX_RECORD_BYTES", 100)
+    (tmp_path / "a.jsonl").write_bytes(b"x" * 500)
+    with pytest.raises(
+        DataError, match=r"too long to be a record\n.*\n  found: a\.jsonl, near byte 50\n  do: is it JSONL"
+    ):
+        pin([str(tmp_path)], 50)

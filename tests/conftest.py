@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.word_corpora import corpus, texts
 from tests.runs import Run
+from tests.word_corpora import corpus, texts
 
 
 @pytest.fixture(scope="session")

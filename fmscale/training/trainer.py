@@ -23,7 +23,7 @@ from fmscale.errors import FmscaleError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.recorder import Recorder
 from fmscale.tokenizer import Tokenizer
-from fmscale.topology import Topology
+from fmscale.topology import Topology, rank_rows
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.engine import Engine, StepOutput
 from fmscale.training.schedule import learning_rate
@@ -72,6 +72,7 @@ class Trainer:
             started = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - started
+            self._require_own_rows(batch)
             lr = learning_rate(step, last, config.optim.lr, config.schedule)
             output = self.engine.train_batch(batch, lr)
             digest = self._global_hash(batch)
@@ -81,6 +82,13 @@ class Trainer:
                 self.evaluate()
             if due(step, config.checkpoint.every_steps, last):
                 self.save()
+
+    def _require_own_rows(self, batch: Batch) -> None:
+        """Which rank holds a row does not enter the batch hash, so the loader is held to it here."""
+        train, dp = self.config.train, self.topology.dp
+        rank = self.topology.data_rank(self.rank)
+        own = rank_rows(self.position.rows, train.global_batch, dp, rank, train.micro_batch)
+        assert np.array_equal(batch.rows, own), f"rank {self.rank} was handed rows {batch.rows}, its own are {own}"
 
     def _record(self, output: StepOutput, lr: float, step_time_s: float, waited: float, digest: str) -> None:
         step, rows = self.position.step, self.position.rows

@@ -1,0 +1,213 @@
+"""Whole training runs, real ranks and real files, without Ray: what the laws say of batches, losses and checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from fmscale.config import Config, from_yaml, load, to_yaml
+from fmscale.corpus.batch import Batch
+from fmscale.corpus.loader import LocalLoader
+from fmscale.corpus.replay import replay
+from fmscale.observe.events import read_events
+from fmscale.observe.metrics import eval_series, series
+from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.lease import Lease
+from fmscale.training.worker import RankPlace, run_rank
+from launcher.snapshot import enter
+from launcher.start import check
+from tests.ranks import RankError, run_ranks
+from tests.runs import Run
+
+pytestmark = pytest.mark.processes
+
+TOLERANCE = 1e-5
+"""Relative, of fp32 losses between engines and numbers of ranks; see docs/engines.md."""
+
+
+def config_of(root: Path, corpus: Path, name: str, *settings: str) -> Config:
+    run = Run(root, name, corpus)
+    return load([run.arguments()[0]], [*run.arguments()[1:], *settings])
+
+
+def go(*configs: Config, make_loader: Any = LocalLoader, env: dict[str, str] | None = None) -> None:
+    """Train runs of equally many ranks, one after the other in the same processes."""
+    checked = [check(config) for config in configs]
+    for config in checked:
+        enter(config)
+    texts = [to_yaml(config) for config in checked]
+    places = [str(config.run_dir / f"rendezvous-{len(os.listdir(config.run_dir))}") for config in checked]
+    run_ranks(_train, checked[0].world_size, texts, places, make_loader, env or {}, timeout_s=90)
+
+
+def _train(rank: int, world: int, texts: list[str], places: list[str], make_loader: Any, env: dict[str, str]) -> None:
+    dist.destroy_process_group()
+    os.environ.update(env)
+    for text, rendezvous in zip(texts, places, strict=True):
+        store = dist.FileStore(rendezvous, world)
+        place = RankPlace(rank=rank, world=world, local_rank=rank, shows_progress=False, store=store)
+        run_rank(from_yaml(text), place, make_loader)
+
+
+def losses(config: Config) -> list[float]:
+    return [line["loss"] for line in series(config.run_dir)]
+
+
+def hashes(config: Config) -> list[str]:
+    return [line["batch_hash"] for line in series(config.run_dir)]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def plain(root: Path, words: Path) -> Config:
+    """One rank, 12 steps, a checkpoint every 4."""
+    config = config_of(root, words, "plain", "train.steps=12")
+    go(config)
+    return config
+
+
+def test_batches_are_those_of_order_and_the_same_for_any_number_of_ranks(
+    root: Path, words: Path, plain: Config
+) -> None:
+    two = config_of(root, words, "two", "train.steps=12", "parallel.dp=2")
+    three = config_of(root, words, "three", "train.steps=12", "parallel.dp=3")
+    go(two)
+    go(three)
+    computed = [record["batch_hash"] for record in replay(plain, 1, 12, dp=5)]
+    assert hashes(plain) == computed
+    assert hashes(two) == computed
+    assert hashes(three) == computed
+    assert losses(two) == pytest.approx(losses(plain), rel=TOLERANCE)
+    assert losses(three) == pytest.approx(losses(plain), rel=TOLERANCE)
+
+
+def test_evaluation_and_checkpoints_change_no_bit(root: Path, words: Path, plain: Config) -> None:
+    quiet = config_of(root, words, "quiet", "train.steps=12", "eval.every_steps=0", "checkpoint.every_steps=0")
+    busy = config_of(root, words, "busy", "train.steps=12", "eval.every_steps=1", "checkpoint.every_steps=1")
+    go(quiet, busy)
+    assert losses(quiet) == losses(busy) == losses(plain)
+    assert [line["step"] for line in eval_series(quiet.run_dir)] == [12]
+    assert [line["step"] for line in eval_series(busy.run_dir)] == list(range(1, 13))
+
+
+LEGS = [
+    ("engine=plain", "parallel.dp=1"),
+    ("engine=zero", "parallel.zero=1", "parallel.dp=2"),
+    ("engine=pipe", "parallel.zero=0", "parallel.dp=1", "parallel.pp=2"),
+    ("engine=zero", "parallel.zero=3", "parallel.dp=4"),
+    ("engine=pipe", "parallel.zero=1", "parallel.dp=2", "parallel.pp=2"),
+    ("engine=zero", "parallel.zero=2", "parallel.dp=1"),
+]
+
+
+def test_one_run_through_every_engine_and_1_2_and_4_ranks(root: Path, words: Path, plain: Config) -> None:
+    """Each leg trains two steps from the checkpoint that another engine on other ranks wrote."""
+    for number, leg in enumerate(LEGS):
+        go(config_of(root, words, "relay", f"train.steps={2 * number + 2}", "schedule.warmup_steps=2", *leg))
+    relay = config_of(root, words, "relay")
+    assert hashes(relay) == hashes(plain)
+    # The schedule ends with each leg, so rates differ from the plain run's: two plain runs in the same legs compare.
+    for number in range(len(LEGS)):
+        go(config_of(root, words, "plain-legs", f"train.steps={2 * number + 2}", "schedule.warmup_steps=2"))
+    assert losses(relay) == pytest.approx(losses(config_of(root, words, "plain-legs")), rel=TOLERANCE)
+
+
+class WrongRank(LocalLoader):
+    """Hands ranks each other's rows."""
+
+    def __init__(self, config: Config, data: Any, data_rank: int) -> None:
+        super().__init__(config, data, 1 - data_rank)
+
+
+class WrongTokens(LocalLoader):
+    """Hands ranks each other's tokens under their own row numbers."""
+
+    def __init__(self, config: Config, data: Any, data_rank: int) -> None:
+        super().__init__(config, data, data_rank)
+        self._other = LocalLoader(config, data, 1 - data_rank)
+
+    def batches(self, first_row: int) -> Iterator[Batch]:
+        for own, other in zip(super().batches(first_row), self._other.batches(first_row), strict=False):
+            yield replace(other, rows=own.rows)
+
+    def close(self) -> None:
+        super().close()
+        self._other.close()
+
+
+def test_ranks_that_are_handed_each_others_rows_are_found(root: Path, words: Path, plain: Config) -> None:
+    with pytest.raises(RankError, match="was handed rows"):
+        go(config_of(root, words, "wrong-rank", "parallel.dp=2"), make_loader=WrongRank)
+    swapped = config_of(root, words, "wrong-tokens", "train.steps=3", "parallel.dp=2")
+    go(swapped, make_loader=WrongTokens)
+    assert not set(hashes(swapped)) & set(hashes(plain))
+
+
+def test_a_damaged_checkpoint_is_passed_over_loudly(root: Path, words: Path, plain: Config) -> None:
+    config = config_of(root, words, "damaged", "train.steps=8")
+    go(config)
+    newest = CheckpointStore(config.run_dir / "checkpoints").list()[-1].name
+    file = config.run_dir / "checkpoints" / newest / "rank-00000.safetensors"
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    go(replace(config, train=replace(config.train, steps=12)))
+    reports = [event["text"] for event in read_events(config.run_dir) if event["kind"] == "checkpoint_passed_over"]
+    assert len(reports) == 1
+    assert newest in reports[0]
+    assert [line["step"] for line in series(config.run_dir) if line["term"] == 2] == list(range(5, 13))
+    assert hashes(config) == hashes(plain)
+
+
+def test_without_a_valid_checkpoint_a_run_does_not_start_over(root: Path, words: Path) -> None:
+    config = config_of(root, words, "all-damaged", "train.steps=4")
+    go(config)
+    for marker in config.run_dir.glob("checkpoints/*/COMMIT.json"):
+        marker.write_text("{}")
+    with pytest.raises(RankError, match="no checkpoint of this run can be believed"):
+        go(replace(config, train=replace(config.train, steps=6)))
+
+
+def test_a_crash_after_a_roll_back_does_not_bring_the_abandoned_branch_back(root: Path, words: Path) -> None:
+    config = config_of(root, words, "rolled-back", "train.steps=12")
+    go(config)
+    names = [commit.name for commit in CheckpointStore(config.run_dir / "checkpoints").list()]
+    longer = replace(config, train=replace(config.train, steps=14))
+    with pytest.raises(RankError, match="injected"):
+        go(longer, env={"FMSCALE_ROLL_BACK": names[0], "FAULTS": "step.6:raise"})
+    go(longer)
+    assert [record.parent for record in Lease(config.run_dir).terms()] == [None, names[0], names[0]]
+    terms = {line["step"]: line["term"] for line in series(config.run_dir)}
+    assert terms == {step: 1 if step <= 4 else 3 for step in range(1, 15)}
+
+
+def test_a_flipped_byte_in_a_shard_ends_training_before_its_use(root: Path, tmp_path: Path, words: Path) -> None:
+    shutil.copytree(words, tmp_path / "copy")
+    config = config_of(root, tmp_path / "copy", "bad-shard", "train.steps=12")
+    shard = next((tmp_path / "copy").glob("train-*.tar"))
+    raw = bytearray(shard.read_bytes())
+    for place in range(1500, len(raw) - 10240, 2048):  # each chunk of 1,024 tokens has one; the tar's end has none
+        raw[place] ^= 0x10
+    shard.write_bytes(raw)
+    with pytest.raises(RankError, match="DataError"):
+        go(config)
+    assert losses(config) == []
+
+
+def test_another_seed_is_another_run(root: Path, words: Path, plain: Config) -> None:
+    other = config_of(root, words, "other-seed", "train.steps=2", "data.seed=1")
+    go(other)
+    assert not set(hashes(other)) & set(hashes(plain))
+    assert list(islice(losses(other), 1)) == pytest.approx(losses(plain)[:1], rel=0.05)  # the same initial weights

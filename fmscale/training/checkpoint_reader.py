@@ -9,13 +9,16 @@ from __future__ import annotations
 import bisect
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from fmscale.errors import CheckpointError
 from fmscale.training.checkpoint_format import Commit, check_file, check_names, data_name, read_rank
 from fmscale.training.fragment_file import map_tensors
+
+if TYPE_CHECKING:
+    import torch  # listing and verifying checkpoints need no torch
 
 
 class CheckpointReader:
@@ -68,6 +71,8 @@ class CheckpointReader:
             take = min(length - skip, numel - filled)
             out[filled : filled + take] = self._tensor(rank, kind)[offset + skip : offset + skip + take]
             filled, at = filled + take, at + 1
+        import torch
+
         return torch.from_numpy(out)
 
     def _tensor(self, rank: int, kind: str) -> np.memmap:

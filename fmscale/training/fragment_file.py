@@ -15,16 +15,18 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 import xxhash
 
 from fmscale.errors import MachineError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.publish import link_new, temporary_name
+
+if TYPE_CHECKING:
+    import torch  # the supervisor and `fmscale checkpoint` read these files without it
 
 BLOCK_BYTES = 16 << 20
 
@@ -133,7 +135,7 @@ def _layout(by_kind: Sequence[FragmentLike]) -> tuple[bytes, list[FragmentRecord
     records = []
     for fragment in by_kind:
         tensor, total = fragment.tensor, int(np.prod(fragment.shape, dtype=np.int64))
-        assert (tensor.ndim, tensor.dtype) == (1, torch.float32), f"{fragment.param}: a fragment is 1-D fp32"
+        assert (tensor.ndim, str(tensor.dtype)) == (1, "torch.float32"), f"{fragment.param}: a fragment is 1-D fp32"
         assert 0 <= fragment.start <= total - tensor.numel(), f"{fragment.param}: a fragment beyond the parameter's end"
         offset = lengths.get(fragment.kind, 0)
         lengths[fragment.kind] = offset + tensor.numel()

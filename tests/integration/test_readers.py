@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +23,6 @@ from fmscale.corpus.readers import RayLoader, start_readers
 from fmscale.corpus.sources import open_run_data
 from fmscale.errors import DataError, MachineError
 from fmscale.observe import pids
-from launcher.ray_cluster import cluster
 from tests.corpora import damage, make_corpus, run_config
 from tests.laws import restore_at_every_step, same, same_global_batches
 
@@ -40,9 +40,20 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    with cluster(min_cpus=1):
+def _local_ray() -> Iterator[None]:
+    # A directory with a short name: a Unix socket's path has at most 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:
+        ray.init(
+            address="local",
+            num_cpus=1,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            object_store_memory=100 * 2**20,
+            _temp_dir=folder,
+        )
         yield
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")

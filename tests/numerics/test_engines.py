@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from fmscale.config import Config
@@ -22,16 +23,20 @@ from tests.ranks import run_ranks
 pytestmark = pytest.mark.processes
 
 STEPS, SAVED = 5, 3
-FP32_LOSS, FP32_NORM = 1e-5, 1e-4
-"""Relative. Measured over these 5 steps: 2e-7 and 2e-5."""
-BF16_LOSS, BF16_NORM = 1e-3, 5e-2
-"""Relative. Measured: 2e-4 and 2e-2; after Adam's first steps the sign of a gradient that rounds to about 0 decides."""
+# All relative. Loss and norm hold for 5 steps, in which bf16 rounds weights that hardly differ to neighbours: measured
+# 1e-7 and 4e-6 in fp32, 3e-5 and 6e-4 in bf16. Gradient holds for the first step: measured 3e-6, in bf16 too.
+TOLERANCES = {
+    "fp32": {"loss": 1e-5, "norm": 1e-4, "gradient": 1e-5},
+    "bf16": {"loss": 1e-3, "norm": 1e-2, "gradient": 1e-5},
+}
+BF16_ROUNDING = 1e-2
+"""Of gradients that some engines round to bf16 once more than others; measured 2e-3. See `_gradient_tolerance`."""
 
 CASES: list[Any] = [("fp32", False), ("fp32", True), ("bf16", False), ("bf16", True)]
 
 
 def _topologies(precision: Any, tied: bool) -> list[Config]:
-    """The reference first, then every engine on 2 ranks; in fp32 every number of ranks from 1 to 4 too."""
+    """The reference first, then every engine on 2 ranks; in plain fp32 every number of ranks from 1 to 4 too."""
 
     def of(engine: Any, **parallel: int) -> Config:
         return config(engine, precision=precision, tied=tied, **parallel)
@@ -50,9 +55,7 @@ def _topologies(precision: Any, tied: bool) -> list[Config]:
             *(of("zero", zero=zero, dp=4) for zero in (0, 1, 2, 3)),
             *(of("pipe", pp=2, dp=2, zero=zero) for zero in (0, 1)),
         ]
-    if (precision, tied) == ("bf16", True):
-        return [*narrow, of("pipe", pp=2, dp=2, zero=1)]
-    return [of("plain"), of("zero", zero=1, dp=2), *narrow[-2:], of("pipe", pp=2, dp=2, zero=1)]
+    return [*narrow, of("pipe", pp=2, dp=2, zero=1)]
 
 
 @functools.cache
@@ -64,29 +67,38 @@ def _uninterrupted(precision: Any, tied: bool) -> list[tuple[Config, Outcome]]:
 
 @pytest.mark.parametrize(("precision", "tied"), CASES)
 def test_losses_are_the_plain_engines(precision: Any, tied: bool) -> None:
-    """Losses, held-out loss and norms of 5 steps, initial weights to the bit, AdamW's moments after them."""
-    loss_tolerance, norm_tolerance = (FP32_LOSS, FP32_NORM) if precision == "fp32" else (BF16_LOSS, BF16_NORM)
+    """Losses, held-out loss and norms of 5 steps; to the bit, the initial weights; of the first step, each gradient."""
+    tolerance = TOLERANCES[precision]
     (_, reference), *others = _uninterrupted(precision, tied)
     assert min(reference.norms) > 0.5, "clipping is not at work, so this test does not see it"
     for other_config, other in others:
         what = label(other_config)
         assert other.loaded.differences(reference.loaded) == [], f"initial weights of {what}"
-        _assert_close(other, reference, what, loss_tolerance, norm_tolerance)
+        for series, kind in (("losses", "loss"), ("evaluations", "loss"), ("norms", "norm")):
+            ours, theirs = getattr(other, series), getattr(reference, series)
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance[kind], err_msg=f"{series} of {what}")
+        assert other.first.shapes == reference.first.shapes, what
+        for param, kind in reference.first.arrays:
+            if kind != "master":  # Adam forgives a gradient of the wrong size; its moments do not
+                error = _distance(other.first.arrays[param, kind], reference.first.arrays[param, kind])
+                assert error < 2 * _gradient_tolerance(other_config, param), (
+                    f"{kind} of {param} of {what} is off by {error:.1e}"
+                )
 
 
-def _assert_close(outcome: Outcome, reference: Outcome, what: str, loss: float, norm: float) -> None:
-    np.testing.assert_allclose(outcome.losses, reference.losses, rtol=loss, err_msg=f"loss of {what}")
-    np.testing.assert_allclose(
-        outcome.evaluations, reference.evaluations, rtol=loss, err_msg=f"held-out loss of {what}"
-    )
-    np.testing.assert_allclose(outcome.norms, reference.norms, rtol=norm, err_msg=f"norm of {what}")
-    assert outcome.ended.shapes == reference.ended.shapes, what
-    assert outcome.ended.steps == reference.ended.steps, what
-    for param, kind in reference.ended.arrays:
-        if kind != "master":  # Adam forgives a gradient of the wrong size, its moments do not
-            ours, theirs = outcome.ended.arrays[param, kind], reference.ended.arrays[param, kind]
-            error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-            assert error < 10 * norm, f"{kind} of {param} of {what} is off by {error:.1e}"
+def _gradient_tolerance(c: Config, param: str) -> float:
+    """One model adds the two gradients of a tied table up in bf16, two stages do so in fp32. ZeRO 0 takes gradients as
+    operators hand them over, which for a tied table and for norms is in fp32."""
+    bf16, table = c.train.precision == "bf16", c.model.tie_embeddings and param == "embedding.weight"
+    if bf16 and c.engine == "pipe" and table:
+        return BF16_ROUNDING
+    if bf16 and c.engine == "zero" and c.parallel.zero == 0 and (table or "norm" in param):
+        return BF16_ROUNDING
+    return TOLERANCES[c.train.precision]["gradient"]
+
+
+def _distance(ours: npt.NDArray[np.float32], theirs: npt.NDArray[np.float32]) -> float:
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
 
 
 @pytest.mark.parametrize(("precision", "tied"), [("fp32", False), ("bf16", True)])
@@ -122,7 +134,9 @@ def test_state_moves_between_engines_and_topologies(precision: Any, tied: bool) 
             what = f"{label(target)} from {source}"
             assert outcome.loaded.differences(state) == [], what
             # The same tolerance in bf16: one step from the same weights.
-            np.testing.assert_allclose(outcome.losses, reference.losses, rtol=FP32_LOSS, err_msg=f"loss of {what}")
+            np.testing.assert_allclose(
+                outcome.losses, reference.losses, rtol=TOLERANCES["fp32"]["loss"], err_msg=f"loss of {what}"
+            )
 
 
 @pytest.mark.parametrize("engine", ["zero", "pipe"])

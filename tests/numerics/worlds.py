@@ -83,6 +83,8 @@ class Outcome:
     evaluations: list[float]
     loaded: State
     """The state before the first step, as the engine gives it out again."""
+    first: State
+    """The state after the first step: the gradient, to a factor."""
     saved: State
     """The state after `save_after` steps."""
     ended: State
@@ -138,12 +140,16 @@ def _run_job(rank: int, job: Job) -> Iterator[dict[str, Any]]:
             for step in range(job.first_step, job.first_step + job.steps):
                 if step == job.first_step + job.save_after:
                     result["saved"] = _state(engine)
+                if step == job.first_step + 1:
+                    result["first"] = _state(engine)
                 output = engine.train_batch(batch(job.config, step, data_rank), learning_rate(step))
                 result["losses"].append(output.loss)
                 result["norms"].append(output.grad_norm)
                 if step >= job.evaluate_from:
                     result["evaluations"].append(engine.eval_batch(batch(job.config, 1000 + step, data_rank)))
-            result |= {"ended": _state(engine), "outside": engine.state_outside_fragments()}
+            ended = _state(engine)
+            result = {"first": ended, "saved": ended} | result
+            result |= {"ended": ended, "outside": engine.state_outside_fragments()}
             yield result
         engine.close()
     except BaseException as error:
@@ -162,7 +168,7 @@ def _joined(ranks: list[dict[str, Any]]) -> Outcome:
     result = dict(ranks[0])
     for key in ("losses", "norms", "evaluations", "outside"):
         assert all(rank[key] == result[key] for rank in ranks), f"ranks differ in {key}: {[r[key] for r in ranks]}"
-    for key in ("loaded", "saved", "ended"):
+    for key in ("loaded", "first", "saved", "ended"):
         result[key] = _whole([rank[key] for rank in ranks])
     return Outcome(**result)
 

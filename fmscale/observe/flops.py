@@ -93,6 +93,14 @@ def peak_flops(device: torch.device, precision: Precision) -> Peak | None:
     return _from_table(name, precision)
 
 
+def bf16_gain() -> float:
+    """Speed of a bf16 matmul over that of an fp32 one on this rank's CPU threads, measured in under a second.
+
+    About 4 with AVX512-BF16, 1 with AVX512 alone, 0.2 with AVX2 alone: bf16 is worth choosing above 1.5 or so.
+    """
+    return _measured("bf16").flops_per_s / _measured("fp32").flops_per_s
+
+
 def _from_table(name: str, precision: Precision) -> Peak | None:
     words = set(re.findall(r"\w+", name.lower()))  # whole words: an L40 is no L4, an A10G no A10
     for device, bf16, fp32 in _PEAKS:

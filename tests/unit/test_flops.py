@@ -14,6 +14,7 @@ from fmscale.model.loss import token_loss_sum
 from fmscale.observe.flops import (
     Peak,
     _from_table,
+    bf16_gain,
     explain,
     flops_per_token,
     mfu,
@@ -81,6 +82,14 @@ def test_peaks_by_name(name: str, precision: str, expected: float) -> None:
 def test_no_peak_is_invented() -> None:
     for name in ("NVIDIA Unheard Of", "NVIDIA L40", "NVIDIA A10G", "Tesla V100-SXM2-16GB"):
         assert _from_table(name, "bf16") is None, name
+
+
+def test_gain_of_bf16_is_the_ratio_of_the_two_peaks() -> None:
+    peaks = [peak_flops(torch.device("cpu"), precision) for precision in ("bf16", "fp32")]
+    assert peaks[0] is not None
+    assert peaks[1] is not None
+    expected = peaks[0].flops_per_s / peaks[1].flops_per_s
+    assert expected / 3 < bf16_gain() < expected * 3, "a busy machine measures loosely"
 
 
 def test_a_cpu_is_measured() -> None:

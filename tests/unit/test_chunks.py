@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.corpus.chunks import Cutter, Stream, cut_chunks, document_id, join, make_docs
@@ -28,6 +28,7 @@ def origins(piece: Stream) -> list[tuple[int, int]]:
     return found
 
 
+@settings(deadline=None)
 @given(LENGTHS, CHUNK_TOKENS)
 def test_every_token_is_an_input_once_and_keeps_its_document(lengths: list[int], chunk_tokens: int) -> None:
     whole = stream(lengths)
@@ -43,6 +44,7 @@ def test_every_token_is_an_input_once_and_keeps_its_document(lengths: list[int],
         assert origins(chunk) == expected[k * chunk_tokens : k * chunk_tokens + len(chunk.tokens)]
 
 
+@settings(deadline=None)
 @given(st.lists(LENGTHS, max_size=6), CHUNK_TOKENS)
 def test_cutting_piece_by_piece_is_cutting_the_whole(pieces: list[list[int]], chunk_tokens: int) -> None:
     streams = [stream(lengths, 1000 * i) for i, lengths in enumerate(pieces)]

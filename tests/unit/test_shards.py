@@ -325,8 +325,14 @@ def test_a_generation_must_fit(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"its chunk_tokens does not fit\n  expected: .*64.*\n  found: .*32"):
         corpus(tmp_path / "gen-0001", texts(9), chunk_tokens=32, parent=first)
     corpus(tmp_path / "gen-0001", texts(9), parent=first)
-    shutil.rmtree(tmp_path / "gen-0001" / ".work", ignore_errors=True)
-    (tmp_path / "gen-0001").rename(tmp_path / "gen-0002")
+    other = corpus(tmp_path / "other", texts(12, first=1))
+    corpus(tmp_path / "other" / "gen-0001", texts(9), parent=other)
+    shutil.copytree(tmp_path / "gen-0001", tmp_path / "aside")
+    shutil.copytree(tmp_path / "other" / "gen-0001", tmp_path / "gen-0001", dirs_exist_ok=True)
+    with pytest.raises(DataError, match=f"its parent does not fit\n  expected: {first.manifest_hash}"):
+        Corpus.open(tmp_path)
+    shutil.rmtree(tmp_path / "gen-0001")
+    (tmp_path / "aside").rename(tmp_path / "gen-0002")
     with pytest.raises(DataError, match=r"no finished corpus here\n  expected: .*gen-0001"):
         Corpus.open(tmp_path)
     corpus(tmp_path / "gen-0001", texts(3), parent=first)

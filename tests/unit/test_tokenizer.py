@@ -21,7 +21,7 @@ TEXT = st.lists(st.one_of(st.text(), st.sampled_from([*NAMES, " ", "  ", "\n", "
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 @given(TEXT)
 def test_any_text_comes_back_and_no_reserved_id_appears(sample: str) -> None:
     ids = tokenizer().encode(sample)
@@ -30,6 +30,7 @@ def test_any_text_comes_back_and_no_reserved_id_appears(sample: str) -> None:
     assert tokenizer().token_bytes()[ids].sum() == len(sample.encode())
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT)
 def test_a_newline_ends_all_context(first: str, second: str) -> None:
     encode = tokenizer().encode
@@ -54,12 +55,16 @@ def test_batches_are_arrays_of_the_same_ids() -> None:
     assert all(ids.dtype == np.uint16 for ids in batch)
 
 
-def test_words_are_cut_where_no_piece_lies_across() -> None:
+def test_words_are_cut_where_no_piece_lies_across(tmp_path: Path) -> None:
     """BPE has no ties, so that SentencePiece on the whole text must agree with our cutting of it into words."""
-    sp = sentencepiece.SentencePieceProcessor(model_proto=tokenizer().model)
+    mixed = "caf\u00e9(d\u00e9j\u00e0_3) \u2026vu\u2026 \u6f6e\u6c50a\u00e9 ("
+    mixed += "\u2026y  \u00e9tide!\u2026 if(x)==[\u00e9];\n\n\t0x1F\n"
+    model = train([mixed * 20 + sample for sample in texts(100)], tmp_path / "m", 600)
+    sp = sentencepiece.SentencePieceProcessor(model_proto=model.model)
+    assert any("\u00e9" in sp.IdToPiece(i)[:-1] for i in range(600))  # there are pieces that a careless cut would miss
     for number in range(100):
-        sample = text(number).replace("\u2581", "~") + "caf\u00e9(tide_3)x\u00e9 (\u2026y) \u6f6e\u6c50a"
-        assert tokenizer().encode(sample) == sp.Encode(sample)
+        sample = text(number).replace("\u2581", "~") + mixed[number % 20 :] + mixed
+        assert model.encode(sample) == sp.Encode(sample)
 
 
 def test_a_full_memo_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,14 +138,14 @@ def test_a_dead_server_delays_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It accepts and never answers: the start is in the background, the end waits for a bounded time."""
-    monkeypatch.setattr(WandbSink, "START_S", 1)
+    monkeypatch.setattr(WandbSink, "START_S", 2)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         begun = time.monotonic()
         sink = WandbSink(tmp_path)
-        assert time.monotonic() - begun < 0.5
-        assert feed(sink, tmp_path) < 3
+        assert time.monotonic() - begun < 1.5
+        assert feed(sink, tmp_path) < 6
         assert sink._thread is not None
         sink._thread.join(30)
     assert "W&B" in caplog.text

@@ -63,8 +63,10 @@ def prepare(recipe: Recipe, *, ray_address: str | None = None, workers: int | No
     fingerprint = Tokenizer.load(recipe.tokenizer).fingerprint
     plan = Plan(replace(recipe, tokenizer=os.path.abspath(recipe.tokenizer)), inputs, fingerprint)
     output = Path(recipe.output)
+    if (output / MARKER).exists() and not (output / ".work").exists():
+        return _prepared_before(plan, output)
     with _claim(output) as directory:
-        if (output / MARKER).exists():
+        if (output / MARKER).exists():  # by a process that was killed while it cleaned up
             return _prepared_before(plan, output)
         work = _begin(plan, directory)
         tasks = range(len(inputs.tasks))
@@ -156,9 +158,11 @@ def _claim(output: Path) -> Iterator[Path]:
                 found=f"a lock on {directory / 'lock'}",
                 do="wait for it, or choose another output",
             ) from None
-        yield directory
-        if (output / MARKER).exists():
-            shutil.rmtree(directory, ignore_errors=True)  # a worker of a killed run may still be writing here
+        try:
+            yield directory
+        finally:
+            if (output / MARKER).exists():
+                shutil.rmtree(directory, ignore_errors=True)  # a worker of a killed run may still be writing here
 
 
 class InProcess:

@@ -209,6 +209,21 @@ def test_the_parent_of_the_newest_term_is_missed_when_it_is_gone(tmp_path: Path)
     assert "the parent of term 2" in said[0]
 
 
+def test_another_commit_in_the_place_of_the_pinned_parent_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = two_checkpoints(tmp_path)
+    start(tmp_path, new)
+    shutil.rmtree(tmp_path / "checkpoints" / new.name)
+    monkeypatch.setattr(fmscale.training.checkpoint.CheckpointStore, "_fence", lambda self, term: None)
+    other = save(tmp_path, 20, 1, old.name, world=1)  # a zombie of term 1 does its step 20 again
+    assert other.name == new.name
+    found, said = newest(tmp_path)
+    assert found == old
+    assert f"commit {other.commit_hash}" in said[0]
+    assert "the parent of term 2" in said[0]
+
+
 # --- history
 
 

@@ -69,6 +69,7 @@ class CheckpointReader:
             first, length, rank, offset = ranges[at]
             skip = start + filled - first
             take = min(length - skip, numel - filled)
+            assert 0 <= skip < length, f"{param} ({kind}): no range holds element {start + filled}"
             out[filled : filled + take] = self._tensor(rank, kind)[offset + skip : offset + skip + take]
             filled, at = filled + take, at + 1
         import torch

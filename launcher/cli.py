@@ -139,7 +139,7 @@ def tokenizer_train(
     inputs: Annotated[list[str], typer.Argument(help="JSONL or text files, directories or globs.")],
     output: Annotated[Path, typer.Option(help="The model file to write.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens, reserved ones included.")] = 32_768,
-    kind: Annotated[str, typer.Option(help="unigram or bpe.")] = "unigram",
+    kind: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
     text_field: Annotated[str, typer.Option(help="Field of a JSONL record that holds the text.")] = "text",
     sample_mb: Annotated[float, typer.Option(help="Text to learn from; a sample by hash of the documents.")] = 100.0,
     threads: Annotated[int, typer.Option(help="CPU threads; the result depends on it.")] = 2,

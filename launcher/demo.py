@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from fmscale.corpus.loader import I64, heldout_places, read_rows
 from fmscale.corpus.sources import RunData, open_run_data, resolve
 from fmscale.errors import FmscaleError
 from fmscale.tokenizer import Tokenizer
+from launcher.ray_cluster import cluster, private_environment
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 VOCAB_SIZE = 4096
 TOKENIZER_SAMPLE_BYTES = 4_000_000
 HELDOUT_FRACTION = 0.08
+FP32_STEPS = 350
 BAR = 0.75
 """The model must need at most this share of the bits of the held-out text's own unigram model."""
 PROMPT = "def read_config(path):\n"
@@ -58,6 +60,11 @@ def run_demo(out: Path, fresh: bool) -> None:
         for directory in (paths.data, paths.run):
             shutil.rmtree(directory, ignore_errors=True)
     started = time.monotonic()
+    with private_environment():
+        _stages(paths, started)
+
+
+def _stages(paths: Paths, started: float) -> None:
     _stage(1, f"gather source text and documentation of this Python -> {paths.raw}", lambda: _gather(paths))
     _stage(2, f"train a tokenizer of {VOCAB_SIZE:,} tokens -> {paths.tokenizer}", lambda: _tokenizer(paths))
     _stage(3, f"clean, hold out, tokenise, write shards with Ray -> {paths.corpus}", lambda: _prepare(paths))
@@ -108,7 +115,6 @@ def _tokenizer(paths: Paths) -> str:
 def _prepare(paths: Paths) -> str:
     from data_pipeline.run import prepare
     from fmscale.corpus.manifest import Manifest
-    from launcher.ray_cluster import cluster
 
     if (paths.corpus / "manifest.json").exists():
         manifest = Manifest.load(paths.corpus)
@@ -120,19 +126,30 @@ def _prepare(paths: Paths) -> str:
 
 
 def _config(paths: Paths) -> Config:
+    """The demo's settings on this machine; those of the run where it has begun, since precision cannot change."""
     settings = [f"run.root={paths.run.parent}", f"data.sources.python.corpus={paths.corpus}"]
-    return _on_few_gpus(load([CONFIG], settings))
+    if (begun := paths.run / "config.yaml").exists():
+        return load([begun], settings)
+    gpus = _gpus()
+    if gpus == 1:  # two ranks need two GPUs or none
+        settings.append("parallel.dp=1")
+    elif gpus == 0 and not _fast_bf16():
+        settings += ["train.precision=fp32", f"train.steps={FP32_STEPS}", f"eval.every_steps={FP32_STEPS // 4}"]
+    return load([CONFIG], settings)
 
 
-def _on_few_gpus(config: Config) -> Config:
-    """Two ranks need two GPUs or none: with a single one, one rank takes it."""
+def _gpus() -> int:
     nvidia_smi = shutil.which("nvidia-smi")
     if nvidia_smi is None:
-        return config
+        return 0
     listed = subprocess.run([nvidia_smi, "-L"], capture_output=True, text=True).stdout
-    if sum(line.startswith("GPU ") for line in listed.splitlines()) != 1:
-        return config
-    return replace(config, parallel=replace(config.parallel, dp=1))
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def _fast_bf16() -> bool:
+    from fmscale.observe.flops import bf16_gain
+
+    return bf16_gain() > 1.5
 
 
 def _train(config: Config) -> str:
@@ -187,7 +204,8 @@ def _print_summary(paths: Paths, totals: dict[str, Any], continuation: str) -> N
     print(
         f"""
       held-out text, bits per byte:  model {model:.3f}   its own unigram model {unigram:.3f}   xz -9 {xz:.3f}
-      {totals["tokens"]:,} tokens in {totals["steps"]} steps, {totals["tokens_per_s"]:,.0f} tokens/s; {totals["wall_s"]:.0f} s
+      {totals["tokens"]:,} tokens in {totals["steps"]} steps, {totals["tokens_per_s"]:,.0f} tokens/s
+      {totals["wall_s"]:.0f} s from the first stage to here
 
       a sample, after the prompt {PROMPT!r}:
 {indented}

@@ -37,14 +37,15 @@ def plan(config: Config) -> str:
     config = check(config)
     data = open_run_data(config)
     tokens = config.train.steps * config.train.global_batch * config.data.seq_len
+    train = config.train
     per_token = flops_per_token(config.model, config.data.seq_len)
     shares = data.order.shares(config.train.steps * config.train.global_batch)
     lines = [
         f"run       {config.run_dir}, at step {max(0, last_step(config.run_dir))} of {config.train.steps}",
         f"model     {parameter_count(config.model):,} parameters, vocabulary {config.model.vocab_size:,}",
-        f"work      {tokens:,} tokens x {per_token:,.0f} FLOPs = {tokens * per_token:.3g} FLOPs",
+        f"work      {tokens:,} tokens x {per_token:,} FLOPs = {tokens * per_token:.3g} FLOPs",
         f"          {explain(config.model, config.data.seq_len)}",
-        f"batch     {config.train.global_batch} rows x {config.data.seq_len} tokens, micro-batch {config.train.micro_batch}",
+        f"batch     {train.global_batch} rows x {config.data.seq_len} tokens, {train.micro_batch} rows a forward",
         f"ranks     {config.world_size} (dp {config.parallel.dp} x pp {config.parallel.pp}), engine {config.engine}",
     ]
     for number, source in enumerate(data.order.sources):

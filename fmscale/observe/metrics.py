@@ -104,7 +104,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
         "loss": last.get("loss"),
         "heldout_loss": evals[-1].get("heldout_loss") if evals else None,
         "heldout_bits_per_byte": evals[-1].get("heldout_bits_per_byte") if evals else None,
-        "tokens_per_s": last.get("tokens_per_s"),
+        "tokens_per_s": last.get("tokens", 0) / useful_s if useful_s else None,
         "terms": newest_term(run_dir),
         "restarts": max(0, counts.count("start") - 1),
         "incidents": counts.count("incident"),

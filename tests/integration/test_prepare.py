@@ -32,6 +32,7 @@ from tests.raw_text import records, unlike, write_raw
 from tests.word_corpora import GOLDEN
 
 MODEL = GOLDEN / "tokenizer.model"
+GOLDEN_CONTENT = "ccd656acf09d512d7322eedff7c035223764afe7a7d0021c95aaa97c287ba24e"
 HELDOUT = {"heldout_fraction": 0.2, "heldout_by": "group"}
 
 
@@ -118,6 +119,11 @@ def test_what_comes_out_is_what_went_in(raw: tuple[Path, int], reference: Path) 
         assert whole >= counts[split] - 4 - 3, "all but those at the end of the stream, and the plain files"
         part = manifest.split(split)
         assert part.tokens_left_over <= part.chunk_tokens
+
+
+def test_golden_content(reference: Path) -> None:
+    """The same recipe and input give the same chunks in every version, or `plan.VERSION` must rise with this hash."""
+    assert Manifest.load(reference).content_hash == GOLDEN_CONTENT
 
 
 def test_a_heldout_document_is_in_no_training_row(reference: Path) -> None:

@@ -7,13 +7,13 @@ echoes are recorded too, and `first_cause` passes over them.
 from __future__ import annotations
 
 import json
-import os
 import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fmscale.errors import FmscaleError
+from fmscale.observe.publish import replace
 
 ECHOES = ("closed by peer", "gloo", "nccl", "connection reset", "timed out waiting", "broken pipe", "processgroup")
 """Parts of the messages with which a collective operation reports that another rank is gone."""
@@ -49,9 +49,7 @@ def record(run_dir: Path, incarnation: str, rank: int, error: BaseException) -> 
     )
     directory = run_dir / "logs" / "failures"
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".{incarnation}-{rank}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(asdict(failure)))
-    temporary.rename(directory / f"{incarnation}-rank-{rank:05d}.json")
+    replace(directory / f"{incarnation}-rank-{rank:05d}.json", json.dumps(asdict(failure)).encode())
 
 
 def first_cause(run_dir: Path, incarnation: str) -> Failure | None:

@@ -59,9 +59,16 @@ class _Rank:
 
 
 def run_ranks(
-    function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 60.0, threads: int = 1
+    function: Callable[..., Any],
+    world: int,
+    *args: Any,
+    timeout_s: float = 60.0,
+    collective_timeout_s: float | None = None,
+    threads: int = 1,
 ) -> list[Any]:
     """Results of `function(rank, world, *args)`, by rank. Function, arguments and results must be picklable.
+
+    timeout_s is for all of it; collective_timeout_s for one operation of the process group, by default as long.
 
     Raises RankError: the first rank that raised or died, or after `timeout_s` seconds all that had not returned.
     """
@@ -72,7 +79,9 @@ def run_ranks(
             for number in range(world):
                 ours, theirs = _CONTEXT.Pipe(duplex=False)
                 process = _CONTEXT.Process(
-                    target=_run, args=(theirs, scratch, timeout_s, threads, function, number, world, args), daemon=True
+                    target=_run,
+                    args=(theirs, scratch, collective_timeout_s or timeout_s, threads, function, number, world, args),
+                    daemon=True,
                 )
                 process.start()
                 theirs.close()
@@ -122,7 +131,7 @@ def _collect(ranks: list[_Rank], deadline: float, timeout_s: float) -> list[Any]
 def _run(
     pipe: Connection,
     scratch: str,
-    timeout_s: float,
+    collective_timeout_s: float,
     threads: int,
     function: Callable[..., Any],
     rank: int,
@@ -145,7 +154,7 @@ def _run(
             init_method=f"file://{scratch}/store",
             rank=rank,
             world_size=world,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timedelta(seconds=collective_timeout_s),
         )
         value = function(rank, world, *args)
         if dist.is_initialized():

@@ -11,13 +11,17 @@ Gradient    of (sum over targets / targets of the global batch): summed over ran
 Precision   gradients are accumulated and sent in float32, also where parameters are bfloat16; DeepSpeed's default is
             bfloat16 for both.
 Clipping    with `Clip` for ZeRO 0, where DeepSpeed forgets the norm (fp32) or takes it of rounded gradients (bf16).
+Not finite  gradients update nothing, in any engine: DeepSpeed skips such a step by itself, `Clip` does so for ZeRO 0.
+Hanging     DeepSpeed's process groups would wait torch's 30 minutes; they get the run's `launch.timeout_s`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import io
 import logging
+import math
 import os
 import sys
 import warnings
@@ -85,6 +89,9 @@ def start(
         for _, parameter in parameters:
             # Autograd then adds micro-batches up in float32, as DeepSpeed's other optimizers do by themselves.
             parameter.grad_dtype = torch.float32
+    timeout = datetime.timedelta(seconds=config.launch.timeout_s)
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
     return ds
 
 
@@ -124,17 +131,22 @@ def loss_factor(stage: int, dp: int) -> float:
 
 
 class Clip:
-    """Clips the gradient to the norm `largest` just before torch's optimizer steps, and remembers its norm.
+    """Clips the gradient to the norm `largest` just before torch's optimizer steps, and gives its norm to `take_norm`.
 
     pipeline: the ranks that hold the other stages, where there are any.
     """
 
     def __init__(self, optimizer: Any, largest: float, pipeline: dist.ProcessGroup | None = None) -> None:
-        self.norm = 0.0
+        self._norm = math.inf
         self._largest = largest
         self._pipeline = pipeline
         inner = getattr(optimizer, "optimizer", optimizer)  # in bf16 DeepSpeed wraps torch's
         inner.register_step_pre_hook(self._before_step)
+
+    def take_norm(self) -> float:
+        """Of the step just made; infinite where there was none, because gradients were not finite."""
+        norm, self._norm = self._norm, math.inf
+        return norm
 
     @torch.no_grad()
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -151,8 +163,12 @@ class Clip:
         if self._pipeline is not None:
             dist.all_reduce(square, group=self._pipeline)
         norm = square.sqrt()
-        self.norm = norm.item()
-        if self._largest > 0:
+        self._norm = norm.item()
+        if not math.isfinite(self._norm):
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None  # which AdamW takes as nothing to do
+        elif self._largest > 0:
             torch._foreach_mul_(gradients, (self._largest / (norm + 1e-6)).clamp(max=1.0))
 
 

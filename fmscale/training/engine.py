@@ -64,7 +64,10 @@ class Engine(Protocol):
 
     def train_batch(self, batch: Batch, lr: float) -> StepOutput:
         """One optimizer step. batch: this rank's share of a global batch, a whole number of micro-batches, padding
-        rows among them; `batch.targets` counts the targets of the global batch."""
+        rows among them; `batch.targets` counts the targets of the global batch.
+
+        A gradient that is not finite updates nothing: `grad_norm` is infinite, `optimizer_steps` stays, and the caller
+        decides."""
 
     def eval_batch(self, batch: Batch) -> float:
         """Sum of the loss over this global batch's targets / `batch.targets`; the same on every rank."""

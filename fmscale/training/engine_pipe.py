@@ -10,6 +10,7 @@ stay equal. In checkpoints the first stage's copy is the one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,8 +89,8 @@ class PipeEngine:
         # DeepSpeed divides each micro-batch's loss by their number; nobody asked it to.
         self._loss.start(weight=len(micro_batches) / batch.targets)
         self._ds.train_batch(iter(micro_batches))
-        norm = self._clip.norm if self._clip else self._ds.get_global_grad_norm()
-        return StepOutput(loss=self._total() / batch.targets, grad_norm=float(norm))
+        norm = self._clip.take_norm() if self._clip else float(self._ds.get_global_grad_norm())
+        return StepOutput(loss=self._total() / batch.targets, grad_norm=norm if math.isfinite(norm) else math.inf)
 
     def eval_batch(self, batch: Batch) -> float:
         micro_batches = self._micro_batched(batch)

@@ -10,6 +10,7 @@ so replicas never part. A model that does not fit that way wants engine=zero.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,6 +77,8 @@ class PlainEngine:
         self._add_over_ranks(self._sums)
         gradients = self._sums[:-1]
         norm = torch.linalg.vector_norm(gradients)
+        if not math.isfinite(norm.item()):
+            return StepOutput(loss=self._sums[-1].item(), grad_norm=math.inf)
         if self._config.grad_clip:
             gradients.mul_((self._config.grad_clip / (norm + 1e-6)).clamp(max=1.0))
         set_learning_rate(self._optimizer, lr)

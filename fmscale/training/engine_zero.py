@@ -9,6 +9,7 @@ already rounded. So the model is handed over unfilled, and every rank draws and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,8 +68,8 @@ class ZeroEngine:
             self._ds.backward(loss_sum * (self._factor / batch.targets), scale_wrt_gas=False)
             self._ds.step()
         dist.all_reduce(total)
-        norm = self._clip.norm if self._clip else self._ds.get_global_grad_norm()
-        return StepOutput(loss=total.item() / batch.targets, grad_norm=float(norm))
+        norm = self._clip.take_norm() if self._clip else float(self._ds.get_global_grad_norm())
+        return StepOutput(loss=total.item() / batch.targets, grad_norm=norm if math.isfinite(norm) else math.inf)
 
     @torch.no_grad()
     def eval_batch(self, batch: Batch) -> float:

@@ -7,8 +7,12 @@ step.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
+import math
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from fmscale.config import Config
-from tests.numerics.worlds import Job, Outcome, batch, config, label, learning_rate, train
-from tests.ranks import run_ranks
+from fmscale.config import Config, LaunchConfig
+from fmscale.corpus.batch import Batch
+from fmscale.topology import Topology
+from tests.numerics.worlds import SEQ_LEN, Job, Outcome, batch, config, label, learning_rate, train
+from tests.ranks import RankError, run_ranks
 
 pytestmark = pytest.mark.processes
 
@@ -139,6 +145,58 @@ def test_state_moves_between_engines_and_topologies(precision: Any, tied: bool) 
             )
 
 
+def test_a_gradient_that_is_not_finite_updates_nothing() -> None:
+    """In any engine: the norm says so, state and number of steps stay."""
+    runs = [(c, o) for p in ("fp32", "bf16") for c, o in _uninterrupted(p, False) if c.world_size == 2]
+    broken = copy.deepcopy(runs[0][1].saved)
+    broken.arrays["layers.1.mlp.down.weight", "master"][7] = np.inf
+    for (outcome,), (job_config, _) in zip(train([Job(c, 2, starts=(broken,)) for c, _ in runs]), runs, strict=True):
+        assert outcome.norms == [math.inf, math.inf], label(job_config)
+        assert outcome.ended.differences(broken) == [], label(job_config)
+
+
+@pytest.mark.parametrize("job_config", [config("zero", dp=2, zero=1), config("pipe", pp=2)], ids=label)
+def test_a_rank_that_hangs_is_given_up_after_the_runs_timeout(job_config: Config) -> None:
+    """DeepSpeed's own process groups too: they would wait 30 minutes."""
+    hasty = dataclasses.replace(job_config, launch=LaunchConfig(timeout_s=2.0))
+    with pytest.raises(RankError, match=r"(?is)rank 0 of 2 failed first.*timed?[ -]?out"):
+        run_ranks(_hang, 2, hasty, collective_timeout_s=2.0)
+
+
+def _hang(rank: int, world: int, job_config: Config) -> None:
+    import torch
+
+    from fmscale.training.engine import build_engine
+
+    topology = Topology(dp=job_config.parallel.dp, pp=job_config.parallel.pp)
+    engine = build_engine(job_config, topology, rank, torch.device("cpu"))
+    if rank == 1:
+        time.sleep(60.0)
+    engine.train_batch(batch(job_config, 0, topology.data_rank(rank)), learning_rate(0))
+
+
+def test_a_pipeline_takes_sequences_of_another_length() -> None:
+    """Stages learn once the shape of what they send each other; a held-out batch of half the length is no trouble."""
+    (plain,), (pipe,) = (run_ranks(_two_lengths, c.world_size, c)[:1] for c in (config(), config("pipe", pp=2)))
+    np.testing.assert_allclose(pipe, plain, rtol=TOLERANCES["fp32"]["loss"])
+
+
+def _two_lengths(rank: int, world: int, job_config: Config) -> list[float]:
+    import torch
+
+    from fmscale.training.engine import build_engine
+
+    engine = build_engine(job_config, Topology(dp=1, pp=job_config.parallel.pp), rank, torch.device("cpu"))
+    losses = []
+    for step in range(2):
+        whole = batch(job_config, step, 0)
+        losses.append(engine.train_batch(whole, learning_rate(step)).loss)
+        half = (array[:, : SEQ_LEN // 2].copy() for array in (whole.tokens, whole.labels, whole.positions))
+        losses.append(engine.eval_batch(Batch(whole.rows, *half, targets=whole.targets)))
+    engine.close()
+    return losses
+
+
 @pytest.mark.parametrize("engine", ["zero", "pipe"])
 def test_one_process_needs_no_process_group_and_standard_output_stays_clean(engine: str, tmp_path: Path) -> None:
     printed = tmp_path / "stdout"
@@ -151,7 +209,6 @@ def _train_alone(rank: int, world: int, engine: Any, printed: str) -> tuple[bool
     import torch
     import torch.distributed as dist
 
-    from fmscale.topology import Topology
     from fmscale.training.engine import build_engine
 
     dist.destroy_process_group()

@@ -130,7 +130,7 @@ def _config_error(error: OmegaConfBaseException, origin: str) -> ConfigError:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = getattr(error, "full_key", None) or "?"
     hint = next((line for line in lines if "Did you mean" in line), "")
-    remedy = "`fmscale train --print-config` shows every key with its default"
+    remedy = "docs/config.md and docs/data.md say where every key stands with its default"
     if hint or "not in" in lines[0]:
         suggestion = re.search(r"Did you mean(?: one of)?:? *'?([\w.]+)'?", hint)
         return ConfigError(

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -121,9 +121,15 @@ def prepare(settings: Settings) -> None:
 @data_app.command()
 def verify(corpus: Path) -> None:
     """Read every byte of a corpus and compare it with its hashes."""
-    from fmscale.corpus.verify import verify as run
+    from data_pipeline.progress import progress
+    from fmscale.corpus.shards import manifests
+    from fmscale.corpus.verify import survey
 
-    typer.echo(run(corpus))
+    total = sum(shard.bytes for _, manifest in manifests(corpus) for shard in manifest.shards)
+    with progress("verify", total) as advance:
+        report = survey(corpus, advance)
+    report.check()
+    typer.echo(f"{corpus}: {report}")
 
 
 @data_app.command()
@@ -139,17 +145,21 @@ def tokenizer_train(
     inputs: Annotated[list[str], typer.Argument(help="JSONL or text files, directories or globs.")],
     output: Annotated[Path, typer.Option(help="The model file to write.")],
     vocab_size: Annotated[int, typer.Option(help="Tokens, reserved ones included.")] = 32_768,
-    kind: Annotated[str, typer.Option(help="bpe or unigram.")] = "bpe",
+    kind: Annotated[Literal["bpe", "unigram"], typer.Option(help="Segmentation model.")] = "bpe",
     text_field: Annotated[str, typer.Option(help="Field of a JSONL record that holds the text.")] = "text",
     sample_mb: Annotated[float, typer.Option(help="Text to learn from; a sample by hash of the documents.")] = 100.0,
-    threads: Annotated[int, typer.Option(help="CPU threads; the result depends on it.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads; the result may depend on it.")] = 2,
+    recipe: Annotated[list[str] | None, typer.Option(help="YAML of `data prepare`: keeps held-out text out.")] = None,
 ) -> None:
     """Learn a SentencePiece vocabulary with byte fallback and the reserved tokens of docs/formats.md."""
+    from data_pipeline.pipeline import Recipe
     from data_pipeline.run import train_tokenizer
+    from fmscale.settings import load_settings
 
     trained = train_tokenizer(
         inputs,
         text_field=text_field,
+        recipe=load_settings(Recipe, recipe) if recipe else None,
         out=output,
         vocab_size=vocab_size,
         kind=kind,

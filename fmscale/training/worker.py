@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from fmscale.config import Config, from_yaml
 from fmscale.corpus.ledger import Ledger
@@ -31,7 +32,8 @@ from fmscale.observe import failure, pids
 from fmscale.observe.events import EventLog
 from fmscale.observe.recorder import Recorder
 from fmscale.topology import Topology
-from fmscale.training.checkpoint import CheckpointStore, Commit
+from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import build_engine
 from fmscale.training.lease import Lease
 from fmscale.training.trainer import Position, Trainer
@@ -114,15 +116,15 @@ def _prepare_process(config: Config, place: RankPlace) -> torch.device:
     return torch.device("cuda", index)
 
 
-def open_store(world: int, timeout_s: float) -> dist.TCPStore:
+def open_store(world: int, timeout_s: float) -> TCPStore:
     """The meeting point of a run's ranks, on a port that the system chose (`.port`)."""
     timeout = datetime.timedelta(seconds=timeout_s)
-    return dist.TCPStore("0.0.0.0", 0, world, is_master=True, timeout=timeout, wait_for_workers=False)
+    return TCPStore("0.0.0.0", 0, world, is_master=True, timeout=timeout, wait_for_workers=False)
 
 
-def join_store(address: str, port: int, world: int, timeout_s: float) -> dist.TCPStore:
+def join_store(address: str, port: int, world: int, timeout_s: float) -> TCPStore:
     timeout = datetime.timedelta(seconds=timeout_s)
-    return dist.TCPStore(address, port, world, is_master=False, timeout=timeout, wait_for_workers=False)
+    return TCPStore(address, port, world, is_master=False, timeout=timeout, wait_for_workers=False)
 
 
 def _join(config: Config, place: RankPlace, device: torch.device) -> dist.ProcessGroup:

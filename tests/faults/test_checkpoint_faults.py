@@ -185,8 +185,9 @@ def test_damaged_or_lost_term_records_are_refused(tmp_path: Path) -> None:
     old, _ = two_checkpoints(tmp_path)
     path = term_path(tmp_path, 1)
     whole = path.read_bytes()
-    for at in range(len(whole)):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    flipped = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(len(whole))]
+    for content in (*flipped, whole[:-1], whole[:50], b"", whole + b"\n"):
+        path.write_bytes(content)
         with pytest.raises(CheckpointError, match="a term record is damaged"):
             newest(tmp_path)
     path.unlink()

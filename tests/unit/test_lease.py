@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -96,3 +97,22 @@ def test_terms_count_up_and_say_who_and_from_where(tmp_path: Path) -> None:
     raw = json.loads((tmp_path / "lease" / "term-00000003.json").read_bytes())
     assert (raw["format"], raw["version"]) == ("fmscale-term", 1)
     assert Term(**{k: v for k, v in raw.items() if k not in ("format", "version")}) == records[2]
+
+
+def test_a_lock_that_was_replaced_between_opening_and_locking_it_is_worth_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, other, calls = fcntl.flock, Lease(tmp_path), []
+
+    def flock(descriptor: int, operation: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 1:
+            other.acquire(take_over=True)
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    mine = Lease(tmp_path)
+    with pytest.raises(RunHeldError, match=f"process {os.getpid()}"):
+        mine.acquire()
+    assert other.still_held()
+    assert not mine.still_held()

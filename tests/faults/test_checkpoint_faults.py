@@ -143,6 +143,19 @@ def test_parts_swapped_before_the_commit_are_refused(tmp_path: Path) -> None:
         store.commit(1, term, 2, 4, None, {})
 
 
+def test_a_part_cut_short_before_the_commit_is_refused(tmp_path: Path) -> None:
+    term, store = start(tmp_path), store_of(tmp_path)
+    store.write_rank(1, term, 0, pieces(1))
+    data = tmp_path / "checkpoints" / "step-00000001.t0001" / "rank-00000.safetensors"
+    os.truncate(data, 100)
+    with pytest.raises(CheckpointError, match=r"found: 100 bytes"):
+        store.commit(1, term, 1, 4, None, {})
+    data.unlink()
+    with pytest.raises(CheckpointError, match="no such file"):
+        store.commit(1, term, 1, 4, None, {})
+    assert list(store.list()) == []
+
+
 def test_a_directory_under_another_name_or_of_another_run_is_found(tmp_path: Path) -> None:
     old, new = two_checkpoints(tmp_path / "a")
     root = tmp_path / "a" / "checkpoints"

@@ -1,1 +1,1 @@
-
+"""Raw text to a corpus of token shards."""

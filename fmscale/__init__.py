@@ -1,1 +1,1 @@
-
+"""Corpora, their order, models and training. Imports nothing above it."""

@@ -1,1 +1,1 @@
-
+"""Where processes come from, and the one command."""

@@ -1,1 +1,1 @@
-
+"""Models: single-device PyTorch."""

@@ -1,1 +1,1 @@
-
+"""What a run did, written down and shown."""

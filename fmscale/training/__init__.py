@@ -1,1 +1,1 @@
-
+"""Engines, checkpoints, and the loop."""

@@ -49,10 +49,9 @@ def join(device: torch.device) -> bool:
 
 def load_deepspeed(device: torch.device) -> Any:
     """The module `deepspeed`, ready for `device`. torch.distributed is initialised; see `join`."""
-    # Both are read at import: which accelerator there is, and which GPU of this node is ours.
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    # DeepSpeed asks the environment which accelerator there is and which GPU of this node is ours: `device` says so.
+    os.environ["DS_ACCELERATOR"] = device.type
+    os.environ["LOCAL_RANK"] = str(device.index or 0)
     with quiet():
         import deepspeed
     log = logging.getLogger("DeepSpeed")

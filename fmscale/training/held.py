@@ -136,7 +136,7 @@ def _hold_partitioned_parameters(optimizer: Any, named: Sequence[tuple[str, torc
             parts.append(Part(name, tuple(parameter.ds_shape), start, views, slice(None)))  # type: ignore[attr-defined]
 
     def refresh() -> None:
-        # As at the end of DeepSpeed's own step: whole parameters are let go, parts copied. A forward gathers them again.
+        # As at the end of DeepSpeed's own step: whole parameters are let go, parts copied. A forward gathers again.
         optimizer._partition_all_parameters()
         for group in range(len(flats)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)

@@ -19,7 +19,7 @@ from typing import Any
 
 import xxhash
 
-from fmscale.corpus.manifest import write_durably
+from fmscale import durable
 from fmscale.errors import DataError
 
 SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt")
@@ -91,7 +91,7 @@ def gather(out_dir: str | Path, min_bytes: int = 20_000_000, max_bytes: int = 24
     for number, part in enumerate(_parts(documents)):
         digest.update(part)
         parts.append(f"part-{number:05d}.jsonl")
-        write_durably(out_dir / parts[-1], part)
+        durable.replace(out_dir / parts[-1], part)
     for stale in set(out_dir.glob("part-*.jsonl")) - {out_dir / part for part in parts}:
         stale.unlink()  # of an earlier run that found more
     return {

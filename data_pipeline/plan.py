@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from data_pipeline.inputs import Inputs
 from data_pipeline.pipeline import Recipe, auto_chunk_tokens, recipe_record
-from fmscale.corpus.manifest import write_durably
+from fmscale import durable
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ class Work:
     def create(directory: Path, plan: Plan) -> Work:
         (directory / "parts").mkdir(parents=True, exist_ok=True)
         body = {"id": plan.id, "recipe": asdict(plan.recipe), "inputs": plan.inputs.to_json()}
-        write_durably(directory / "plan.json", json.dumps({**body, "fingerprint": plan.fingerprint}).encode())
+        durable.replace(directory / "plan.json", json.dumps({**body, "fingerprint": plan.fingerprint}).encode())
         return Work(directory)
 
     def plan_id(self) -> str:
@@ -86,7 +86,7 @@ class Work:
     def save_array(self, name: str, array: npt.NDArray[Any]) -> None:
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        write_durably(self.directory / f"{name}.npy", buffer.getvalue())
+        durable.replace(self.directory / f"{name}.npy", buffer.getvalue())
 
     def map_array(self, name: str) -> npt.NDArray[Any]:
         """The array, read as far as it is used."""
@@ -104,7 +104,7 @@ def _plan(path: Path, stamp: int) -> Plan:
 def save(path: Path, **arrays: npt.NDArray[Any]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
-    write_durably(path, buffer.getvalue())
+    durable.replace(path, buffer.getvalue())
 
 
 def load(path: Path, *names: str) -> tuple[npt.NDArray[Any], ...]:

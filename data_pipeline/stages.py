@@ -24,9 +24,10 @@ from data_pipeline.document import Document, through
 from data_pipeline.pipeline import auto_heldout_chunk_tokens, fields, is_heldout, load_steps, recipe_record
 from data_pipeline.plan import Plan, Work, as_array, from_array, load, save, tokenizer_of
 from data_pipeline.read import check_bad_share, read_piece
+from fmscale import durable
 from fmscale.corpus.chunks import Cutter, Stream, document_id, make_docs
 from fmscale.corpus.chunks import join as join_streams
-from fmscale.corpus.manifest import Manifest, token_dtype, write_durably
+from fmscale.corpus.manifest import Manifest, token_dtype
 from fmscale.corpus.writer import Part, publish, write_parts
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def join(work: Work) -> None:
     work.save_array("grams", np.unique(np.concatenate([np.empty(0, np.uint64), *grams])))
     # Without exact de-duplication a text may stand on both sides: then it counts as training text.
     work.save_array("given_away", shared_with(rows["text"], kinds == HELDOUT, kinds == TRAIN))
-    write_durably(work.join_file, json.dumps({"offsets": offsets, "dropped": dropped}).encode())
+    durable.replace(work.join_file, json.dumps({"offsets": offsets, "dropped": dropped}).encode())
 
 
 def write(work: Work, task: int) -> int:

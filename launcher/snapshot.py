@@ -15,8 +15,8 @@ from typing import Any
 
 from fmscale.config import Config, check_resume, flatten, from_yaml, to_yaml
 from fmscale.corpus.sources import begin_ledger
+from fmscale.durable import replace
 from fmscale.errors import CheckpointError
-from fmscale.observe.publish import replace
 
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "wandb", "sentencepiece", "omegaconf", "numpy", "safetensors")
 

@@ -15,9 +15,9 @@ from typing import Any
 
 from fmscale.config import Config
 from fmscale.corpus.sources import resolve
+from fmscale.durable import replace
 from fmscale.errors import ConfigError
 from fmscale.observe.metrics import last_step, summary
-from fmscale.observe.publish import replace
 from fmscale.validate import validate
 from launcher.supervise import supervise
 

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from fmscale.corpus.manifest import IndexFile, write_durably
+from fmscale import durable
+from fmscale.corpus.manifest import IndexFile
 from fmscale.errors import DataError
 
 MAGIC = b"fmscale-index\0\0\0"
@@ -63,7 +64,7 @@ def write_index(directory: Path, records: npt.NDArray[np.void]) -> IndexFile:
     """Write index.bin for `records` (CHUNK_DTYPE[chunks]) and say what it is."""
     assert records.dtype == CHUNK_DTYPE, f"records are {records.dtype}"
     data = _HEADER.pack(MAGIC, VERSION, CHUNK_DTYPE.itemsize, len(records)) + records.tobytes()
-    write_durably(directory / FILE, data)
+    durable.replace(directory / FILE, data)
     return IndexFile(file=FILE, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fmscale.corpus.manifest import write_durably
+from fmscale import durable
 from fmscale.errors import DataError
 
 VERSION = 1
@@ -180,7 +180,7 @@ class Ledger:
         caller holds the run's lease, so no one else writes.
         """
         Ledger.load(path).require_prefix_of(self, str(path))
-        write_durably(path, self._render())
+        durable.replace(path, self._render())
 
     def _render(self) -> bytes:
         return "".join(json.dumps(entry.to_json(), ensure_ascii=False) + "\n" for entry in self.entries).encode()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -193,34 +192,3 @@ def _render(body: Mapping[str, Any]) -> bytes:
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Little-endian uint16 where every id fits, else uint32."""
     return np.dtype("<u2") if vocab_size <= 65536 else np.dtype("<u4")
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Put `data` at `path` (a whole file or none), on the disk when this returns."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def publish_exclusively(path: Path, data: bytes) -> None:
-    """Like `write_durably`, but never over a file that is there. Raises FileExistsError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    write_durably(temporary, data)
-    try:
-        os.link(temporary, path)  # the one call that both creates whole files and fails if the name is taken
-    finally:
-        temporary.unlink()
-    sync_directory(path.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make names just created in `directory` survive a power cut."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

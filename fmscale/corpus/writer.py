@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fmscale import durable
 from fmscale.corpus.chunks import Stream
 from fmscale.corpus.index import CHUNK_DTYPE, content_hash, region_hash, write_index
 from fmscale.corpus.manifest import (
@@ -32,10 +33,7 @@ from fmscale.corpus.manifest import (
     Manifest,
     Shard,
     Split,
-    publish_exclusively,
-    sync_directory,
     token_dtype,
-    write_durably,
 )
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
@@ -88,7 +86,7 @@ def write_parts(directory: Path, split: str, task: str, chunks: Iterable[Stream]
             break
         temporary.replace(path)
         parts.append(Part(path, split, records, begun))
-    sync_directory(directory)
+    durable.fsync_directory(directory)
     return parts
 
 
@@ -185,7 +183,7 @@ def publish(
         shards.append(Shard(file=file, bytes=size, split=part.split, chunks=len(part.records)))
         records.append(part.records.copy())
         records[-1]["shard"] = number
-    write_durably(directory / TOKENIZER_FILE, tokenizer.model)
+    durable.replace(directory / TOKENIZER_FILE, tokenizer.model)
     index = np.concatenate(records)
     manifest = Manifest(
         generation=parent.generation + 1 if parent else 0,
@@ -210,7 +208,7 @@ def publish(
     if parent:
         manifest.check_follows(parent, directory)
     try:
-        publish_exclusively(directory / MARKER, manifest.render())
+        durable.publish_new(directory / MARKER, manifest.render())
     except FileExistsError:
         raise _published_before(directory) from None
     return manifest

@@ -12,8 +12,8 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from fmscale.durable import replace
 from fmscale.errors import FmscaleError
-from fmscale.observe.publish import replace
 
 ECHOES = ("closed by peer", "gloo", "nccl", "connection reset", "timed out waiting", "broken pipe", "processgroup")
 """Parts of the messages with which a collective operation reports that another rank is gone."""

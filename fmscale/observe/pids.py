@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from fmscale.observe.publish import replace
+from fmscale.durable import replace
 
 FILE = "pids.json"
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 from urllib.parse import urlparse
 
+from fmscale.durable import publish_new
 from fmscale.observe.metrics import eval_series, series
-from fmscale.observe.publish import publish_new
 
 _log = logging.getLogger("fmscale.records")
 

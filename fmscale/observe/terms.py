@@ -18,8 +18,8 @@ from typing import Any
 
 import xxhash
 
+from fmscale.durable import canonical_json
 from fmscale.errors import CheckpointError
-from fmscale.observe.publish import canonical_json
 
 FORMAT, VERSION = "fmscale-term", 1
 

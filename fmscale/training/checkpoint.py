@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from fmscale.durable import fsync_directory, publish_new
 from fmscale.errors import CheckpointError
 from fmscale.observe.faults import fault_point
-from fmscale.observe.publish import fsync_directory, publish_new
 from fmscale.observe.terms import load_term, newest_term
 from fmscale.training.checkpoint_format import (
     KINDS,

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from fmscale.durable import canonical_json
 from fmscale.errors import CheckpointError
-from fmscale.observe.publish import canonical_json
 from fmscale.observe.terms import digest
 from fmscale.training.fragment_file import FileRecord, FragmentRecord, hash_file
 

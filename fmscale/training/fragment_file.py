@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from fmscale.durable import link_new, temporary_name
 from fmscale.errors import MachineError
 from fmscale.observe.faults import fault_point
-from fmscale.observe.publish import link_new, temporary_name
 
 if TYPE_CHECKING:
     import torch  # the supervisor and `fmscale checkpoint` read these files without it

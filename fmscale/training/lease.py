@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fmscale.durable import fsync_directory, publish_new, temporary_name
 from fmscale.errors import RunHeldError
 from fmscale.observe.events import utc_now
-from fmscale.observe.publish import fsync_directory, publish_new, temporary_name
 from fmscale.observe.terms import Term, load_term, newest_term, term_numbers, term_path
 from fmscale.training.checkpoint_format import Commit, damaged, read_commit
 

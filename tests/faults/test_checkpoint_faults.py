@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-import fmscale.observe.publish
+import fmscale.durable
 import fmscale.training.checkpoint
 from fmscale.errors import CheckpointError, MachineError
 from fmscale.observe.terms import lineage, load_term, term_path

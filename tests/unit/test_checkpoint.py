@@ -203,7 +203,7 @@ def test_no_room_is_known_before_writing(tmp_path: Path, monkeypatch: pytest.Mon
 def test_another_version_is_refused_by_name(tmp_path: Path) -> None:
     commit = save(tmp_path, 10, start(tmp_path), None)
     marker = tmp_path / "checkpoints" / commit.name / "COMMIT.json"
-    from fmscale.observe.publish import canonical_json
+    from fmscale.durable import canonical_json
     from fmscale.observe.terms import digest
 
     fields = json.loads(marker.read_bytes())

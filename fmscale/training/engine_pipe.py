@@ -144,7 +144,7 @@ class _WeightedLoss:
 def stage_bounds(costs: Sequence[int], stages: int) -> list[int]:
     """Layers [bounds[i], bounds[i + 1]) are stage i: the cut into runs of one layer or more with the cheapest maximum.
 
-    DeepSpeed's own cut counts parameters, though an embedding costs no time; its dearest stage of the demo costs 40 % more.
+    DeepSpeed's own cut counts parameters, though an embedding costs no time: 40 % more for the demo's dearest stage.
     """
     assert len(costs) >= stages, f"{len(costs)} layers make no {stages} stages"
     # best[n]: (cost of the dearest stage, bounds) for the first n layers in as many stages as were added so far.

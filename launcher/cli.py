@@ -56,6 +56,7 @@ def train(
     print_config: Annotated[bool, typer.Option(help="Print the merged settings and stop.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Check everything, print the plan, write nothing.")] = False,
     roll_back: Annotated[str, typer.Option(help="Go on from this older checkpoint; newer ones are abandoned.")] = "",
+    take_over: Annotated[bool, typer.Option(help="Take the run from a live holder that is stuck or cut off.")] = False,
 ) -> None:
     """Train, or go on with the run of this name: the same command after any crash."""
     from fmscale.config import to_yaml
@@ -67,7 +68,7 @@ def train(
     elif dry_run:
         typer.echo(plan(config))
     else:
-        start(config, roll_back or None)
+        start(config, roll_back or None, take_over)
 
 
 @app.command()

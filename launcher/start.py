@@ -55,7 +55,7 @@ def plan(config: Config) -> str:
     return "\n".join(lines)
 
 
-def start(config: Config, roll_back: str | None = None) -> None:
+def start(config: Config, roll_back: str | None = None, take_over: bool = False) -> None:
     """Train `config` to its last step and leave summary.json in the run directory."""
     config = check(config)
     if _is_rank(config):
@@ -67,7 +67,7 @@ def start(config: Config, roll_back: str | None = None) -> None:
             f"run {config.run_dir} is done: {config.train.steps} steps. More with train.steps=N, anew with run.name=NEW"
         )
         return
-    supervise(config, roll_back)
+    supervise(config, roll_back, take_over)
     write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})
     print(f"done: {summary_file}; steps with `fmscale runs show {config.run_dir}`")
 

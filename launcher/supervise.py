@@ -37,14 +37,15 @@ DEADLY_EXIT_CODES = frozenset({2, 3, 4, 5})
 """Failures that a restart cannot mend: settings, data, checkpoints, a run that somebody else holds."""
 
 
-def supervise(config: Config, roll_back: str | None = None) -> None:
+def supervise(config: Config, roll_back: str | None = None, take_over: bool = False) -> None:
     """Run `config` to its last step, through as many incarnations as its budget allows.
 
     roll_back: name of the committed checkpoint that the first incarnation starts from, instead of the newest.
+    take_over: take the run from a holder that lives, but is stopped or cut off; its writes are refused from then on.
     Raises RunHeldError, RestartBudgetError, or the failure that no restart can mend.
     """
     run_dir = config.run_dir
-    with Lease(run_dir).held(), _signals_stop_us(), private_environment():
+    with Lease(run_dir).held(take_over=take_over), _signals_stop_us(), private_environment():
         changed = snapshot.enter(config)
         pids.register(run_dir, "supervisor", 0)
         events = EventLog(run_dir)

@@ -19,7 +19,7 @@ from fmscale.config import Config, to_yaml
 from fmscale.corpus.batch import Batch, batch_hash, combine, hash_hex
 from fmscale.corpus.loader import Loader
 from fmscale.corpus.sources import RunData
-from fmscale.errors import FmscaleError
+from fmscale.errors import FmscaleError, MachineError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.recorder import Recorder
 from fmscale.tokenizer import Tokenizer
@@ -92,10 +92,10 @@ class Trainer:
 
     def _record(self, output: StepOutput, lr: float, step_time_s: float, waited: float, digest: str) -> None:
         step, rows = self.position.step, self.position.rows
-        if not math.isfinite(output.loss):
+        if not (math.isfinite(output.loss) and math.isfinite(output.grad_norm)):
             raise FmscaleError(
-                f"the loss of step {step} is {output.loss}",
-                expected="a finite number",
+                f"step {step} has no finite loss and gradient, so it updated nothing",
+                expected="finite numbers",
                 found=f"loss {output.loss}, gradient norm {output.grad_norm}, learning rate {lr:.3g}",
                 do="lower optim.lr or lengthen schedule.warmup_steps; the newest checkpoint is from before this step",
             )
@@ -142,13 +142,28 @@ class Trainer:
         return int(total)
 
     def save(self) -> None:
-        """Every rank writes what it owns; rank 0 commits once all have."""
+        """Every rank writes what it owns; rank 0 commits once all have.
+
+        A disk without room costs this checkpoint and not the run, unless it is the last one: then MachineError.
+        """
         position = self.position
         started = time.perf_counter()
-        self.store.write_rank(position.step, position.term, self.rank, self.engine.fragments())
+        problem: MachineError | None = None
+        try:
+            self.store.write_rank(position.step, position.term, self.rank, self.engine.fragments())
+        except MachineError as error:
+            problem = error
+        problems: list[MachineError | None] = [None] * self.topology.world_size
+        dist.all_gather_object(problems, problem, group=self.control)
+        first = next((error for error in problems if error is not None), None)
+        if first is not None and position.step == self.config.train.steps:
+            raise first
         if self.rank:
             return
         assert self.recorder is not None, "rank 0 records"
+        if first is not None:
+            self.recorder.remark(f"no checkpoint at step {position.step}, training goes on: {first}")
+            return
         self.recorder.before_commit()
         commit = self.store.commit(
             position.step,

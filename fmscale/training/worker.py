@@ -144,13 +144,16 @@ def _agree_on_checkpoint(
     """The newest commit of the run's lineage of which every rank finds its share of the bytes intact."""
     warn = _Loud(config) if place.rank == 0 else None
     proposals = _proposals(store, warn) if warn else iter(())
+    refused: list[str] = []
     while True:
+        # Rank 0's iterator raises where commit markers are damaged and none is left: a run never starts over by itself.
         offer: list[Any] = [next(proposals, None)]
         dist.broadcast_object_list(offer, src=0, group=control)
         commit: Commit | None = offer[0]
+        if commit is None and refused:
+            raise store.none_holds(refused)
         if commit is None:
-            # None was ever committed, or none holds: then this raises, since a run never starts over by itself.
-            return store.newest_valid() if place.rank == 0 else None
+            return None
         problem = ""
         try:
             store.open(commit).verify_share(place.rank, place.world)
@@ -161,6 +164,7 @@ def _agree_on_checkpoint(
         first = next((text for text in problems if text), None)
         if first is None:
             return commit
+        refused.append(commit.name)
         if warn:
             warn(f"{commit.name} is passed over: {first}")
 
@@ -180,11 +184,11 @@ def _proposals(store: CheckpointStore, warn: _Loud) -> Iterator[Commit]:
     roll_back = os.environ.get("FMSCALE_ROLL_BACK")
     if not roll_back:
         return store.candidates(warn)
-    commits = [commit for commit in store.candidates(warn) if commit.name == roll_back]
+    commits = [commit for commit in store.list() if commit.name == roll_back]  # an abandoned branch is good too
     if not commits:
         raise CheckpointError(
             "no such checkpoint to roll back to",
-            expected="one that `fmscale checkpoint list` shows as resumable",
+            expected="one that `fmscale checkpoint list` shows",
             found=roll_back,
             do="choose another",
         )

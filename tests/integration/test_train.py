@@ -180,6 +180,26 @@ def test_without_a_valid_checkpoint_a_run_does_not_start_over(root: Path, words:
         go(replace(config, train=replace(config.train, steps=6)))
 
 
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(root: Path, words: Path, plain: Config) -> None:
+    config = config_of(root, words, "full-disk", "train.steps=8", "parallel.dp=2")
+    go(config, env={"FAULTS": "ckpt.mid_rank/1:enospc"})
+    remarks = [event["text"] for event in read_events(config.run_dir) if event["kind"] == "remark"]
+    assert "no checkpoint at step 4, training goes on: a checkpoint could not be written" in remarks[0]
+    assert [commit.step for commit in CheckpointStore(config.run_dir / "checkpoints").list()] == [8]
+    assert hashes(config) == hashes(plain)[:8]
+    last = config_of(root, words, "full-disk-at-the-end", "train.steps=4")
+    with pytest.raises(RankError, match="a checkpoint could not be written"):
+        go(last, env={"FAULTS": "ckpt.mid_rank:enospc"})
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(root: Path, words: Path) -> None:
+    config = config_of(root, words, "diverged", "optim.lr=1e30", "train.grad_clip=0", "checkpoint.every_steps=1")
+    with pytest.raises(RankError, match="step 2 has no finite loss and gradient"):
+        go(config)
+    assert [line["step"] for line in series(config.run_dir)] == [1]
+    assert [commit.step for commit in CheckpointStore(config.run_dir / "checkpoints").list()] == [1]
+
+
 def test_a_crash_after_a_roll_back_does_not_bring_the_abandoned_branch_back(root: Path, words: Path) -> None:
     config = config_of(root, words, "rolled-back", "train.steps=12")
     go(config)

@@ -30,10 +30,10 @@ pytestmark = pytest.mark.processes
 
 STEPS, SAVED = 5, 3
 # All relative. Loss and norm hold for 5 steps, in which bf16 rounds weights that hardly differ to neighbours: measured
-# 1e-7 and 4e-6 in fp32, 3e-5 and 6e-4 in bf16. Gradient holds for the first step: measured 3e-6, in bf16 too.
+# 1e-7 and 4e-6 in fp32, 3e-5 and 6e-4 in bf16. Gradient holds for the first step: measured 6e-6, in bf16 2e-5.
 TOLERANCES = {
     "fp32": {"loss": 1e-5, "norm": 1e-4, "gradient": 1e-5},
-    "bf16": {"loss": 1e-3, "norm": 1e-2, "gradient": 1e-5},
+    "bf16": {"loss": 1e-3, "norm": 1e-2, "gradient": 5e-5},
 }
 BF16_ROUNDING = 1e-2
 """Of gradients that some engines round to bf16 once more than others; measured 2e-3. See `_gradient_tolerance`."""

@@ -10,9 +10,10 @@ from fmscale.config import Config, flatten
 from fmscale.errors import ConfigError
 
 POSITIVE = """
-    model.d_model model.n_layers model.n_heads model.n_kv_heads data.seq_len data.window_chunks data.readers_per_node
-    data.prefetch_batches parallel.dp parallel.pp parallel.tp train.steps train.global_batch train.micro_batch
-    train.threads_per_rank optim.lr launch.timeout_s logging.console_every_steps
+    model.rope_theta model.norm_eps model.d_model model.n_layers model.n_heads model.n_kv_heads data.seq_len
+    data.window_chunks data.readers_per_node data.prefetch_batches parallel.dp parallel.pp parallel.tp train.steps
+    train.global_batch train.micro_batch train.threads_per_rank optim.lr launch.timeout_s
+    logging.console_every_steps
 """
 NOT_NEGATIVE = """
     model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
@@ -34,6 +35,7 @@ def validate(config: Config, world_size: int | None = None) -> None:
             do="choose such a name",
         )
     _at_least_one(config)
+    _in_range(config)
     if not 0 <= parallel.zero <= 3:
         raise ConfigError(
             "parallel.zero is no ZeRO stage",
@@ -154,6 +156,9 @@ def validate(config: Config, world_size: int | None = None) -> None:
 
 def _at_least_one(config: Config) -> None:
     values = dict(flatten(config))
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{key} is not finite", expected="a number", found=str(value), do="set a finite value")
     for key in POSITIVE.split():
         if not values[key] > 0:
             raise ConfigError(
@@ -163,6 +168,23 @@ def _at_least_one(config: Config) -> None:
         if not values[key] >= 0:
             raise ConfigError(
                 f"{key} is negative", expected="0 or more", found=str(values[key]), do="set 0 or a positive value"
+            )
+
+
+def _in_range(config: Config) -> None:
+    """Values that an optimizer, a schedule or a hash would refuse in every rank, after all had started."""
+    values = dict(flatten(config))
+    ranges: list[tuple[str, float, float, str]] = [
+        ("optim.beta1", 0.0, 1.0, "0 <= beta < 1"),
+        ("optim.beta2", 0.0, 1.0, "0 <= beta < 1"),
+        ("schedule.final_lr_ratio", 0.0, math.nextafter(1.0, 2.0), "0 to 1"),
+        ("data.seed", -(2**63), 2**63, "a signed 64-bit integer"),
+        ("train.seed", -(2**63), 2**63, "a signed 64-bit integer"),
+    ]
+    for key, low, high, expected in ranges:
+        if not low <= values[key] < high:
+            raise ConfigError(
+                f"{key} is out of range", expected=expected, found=str(values[key]), do="set such a value"
             )
 
 

@@ -76,15 +76,20 @@ def order(
     settings: Settings,
     first: Annotated[int, typer.Option("--from", min=1, help="First step.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 1,
-    dp: Annotated[int, typer.Option(help="Data-parallel ranks; 0 takes the config's.")] = 0,
+    dp: Annotated[int, typer.Option(min=0, help="Data-parallel ranks; 0 takes the config's.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Which rows each rank trains in a step, and the step's batch hash, computed from the shards without training."""
-    from fmscale.corpus.replay import replay
-    from fmscale.corpus.sources import resolve
+    from dataclasses import replace
 
-    config = resolve(_config(settings))
-    records = replay(config, first, steps, dp or config.parallel.dp)
+    from fmscale.corpus.replay import replay
+    from launcher.start import check
+
+    config = _config(settings)
+    if dp:  # rows of any number of ranks, whatever engine and micro-batch the config has
+        config = replace(config, engine="plain", parallel=replace(config.parallel, dp=dp, pp=1))
+        config = replace(config, train=replace(config.train, micro_batch=1))
+    records = replay(check(config), first, steps, config.parallel.dp)
     if as_json:
         typer.echo(json.dumps(records))
         return
@@ -129,6 +134,10 @@ def verify(corpus: Path) -> None:
     total = sum(shard.bytes for _, manifest in manifests(corpus) for shard in manifest.shards)
     with progress("verify", total) as advance:
         report = survey(corpus, advance)
+    for line in report.damage:
+        typer.echo(f"damaged: {line}")
+    for line in report.foreign:
+        typer.echo(f"foreign, ignored when reading: {line}")
     report.check()
     typer.echo(f"{corpus}: {report}")
 

@@ -1,15 +1,15 @@
 """`make demo`: the main path, whole, on text that every machine has. Each stage is a command a user can run alone.
 
-    gather -> tokenizer -> prepare -> train -> summary          all below OUT/demo-data and OUT/demo
+    gather -> tokenizer -> prepare -> train -> compare          all below OUT/demo-data and OUT/demo
 
-Every stage leaves a finished file that is believed on the next start, so a demo that was killed goes on.
+Finished stages are written down and believed on the next start, so a demo that was killed goes on.
 """
 
 from __future__ import annotations
 
+import json
 import lzma
 import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
+from fmscale import durable
 from fmscale.config import Config, load
 from fmscale.corpus.loader import I64, heldout_places, read_rows
 from fmscale.corpus.sources import RunData, open_run_data, resolve
 from fmscale.errors import FmscaleError
 from fmscale.tokenizer import Tokenizer
 from launcher.ray_cluster import cluster, private_environment
+from launcher.start import start, write_summary
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 VOCAB_SIZE = 4096
@@ -59,24 +61,45 @@ def run_demo(out: Path, fresh: bool) -> None:
     if fresh:
         for directory in (paths.data, paths.run):
             shutil.rmtree(directory, ignore_errors=True)
-    started = time.monotonic()
+    stages = Stages(paths.data / "stages.json")
     with private_environment():
-        _stages(paths, started)
+        stages.do("gather", f"source text and documentation of this Python -> {paths.raw}", lambda: _gather(paths))
+        stages.do("tokenizer", f"{VOCAB_SIZE:,} tokens -> {paths.tokenizer}", lambda: _tokenizer(paths))
+        stages.do("prepare", f"clean, hold out, tokenise, shards, on Ray -> {paths.corpus}", lambda: _prepare(paths))
+        config = _config(paths)
+        stages.do("train", f"on Ray with DeepSpeed -> {paths.run}", lambda: _train(config))
+        stages.do("compare", "with the text's own unigram model and xz", lambda: _compare(config, stages.seconds))
+    _show(paths, config)
 
 
-def _stages(paths: Paths, started: float) -> None:
-    _stage(1, f"gather source text and documentation of this Python -> {paths.raw}", lambda: _gather(paths))
-    _stage(2, f"train a tokenizer of {VOCAB_SIZE:,} tokens -> {paths.tokenizer}", lambda: _tokenizer(paths))
-    _stage(3, f"clean, hold out, tokenise, write shards with Ray -> {paths.corpus}", lambda: _prepare(paths))
-    config = _config(paths)
-    _stage(4, f"train on Ray with DeepSpeed -> {paths.run}", lambda: _train(config))
-    _stage(5, "compare, sample, sum up", lambda: _summary(config, paths, time.monotonic() - started))
+class Stages:
+    """The demo's stages and what each came to, in a file: one that is done is not done again."""
 
+    COUNT = 5
 
-def _stage(number: int, title: str, work: Callable[[], str]) -> None:
-    print(f"\n[{number}/5] {title}", flush=True)
-    started = time.monotonic()
-    print(f"      {work()} ({time.monotonic() - started:.1f} s)", flush=True)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._done: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        self._shown = 0
+
+    @property
+    def seconds(self) -> float:
+        """That the finished stages took."""
+        return sum(float(stage["seconds"]) for stage in self._done.values())
+
+    def do(self, name: str, title: str, work: Callable[[], str]) -> None:
+        self._shown += 1
+        print(f"\n[{self._shown}/{self.COUNT}] {name}: {title}", flush=True)
+        if name in self._done:
+            print(f"      done before: {self._done[name]['result']}", flush=True)
+            return
+        started = time.monotonic()
+        result = work()
+        seconds = time.monotonic() - started
+        self._done[name] = {"result": result, "seconds": seconds}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        durable.replace(self._path, (json.dumps(self._done, indent=1) + "\n").encode())
+        print(f"      {result} ({seconds:.1f} s)", flush=True)
 
 
 def _gather(paths: Paths) -> str:
@@ -101,26 +124,21 @@ def _recipe(paths: Paths) -> Any:
 def _tokenizer(paths: Paths) -> str:
     from data_pipeline.run import train_tokenizer
 
-    if not paths.tokenizer.exists():
-        train_tokenizer(
-            [str(paths.raw)],
-            out=paths.tokenizer,
-            vocab_size=VOCAB_SIZE,
-            sample_bytes=TOKENIZER_SAMPLE_BYTES,
-            recipe=_recipe(paths),
-        )
-    return f"fingerprint {Tokenizer.load(paths.tokenizer).fingerprint[:12]}"
+    trained = train_tokenizer(
+        [str(paths.raw)],
+        out=paths.tokenizer,
+        vocab_size=VOCAB_SIZE,
+        sample_bytes=TOKENIZER_SAMPLE_BYTES,
+        recipe=_recipe(paths),
+    )
+    return f"fingerprint {trained.fingerprint[:12]}"
 
 
 def _prepare(paths: Paths) -> str:
     from data_pipeline.run import prepare
-    from fmscale.corpus.manifest import Manifest
 
-    if (paths.corpus / "manifest.json").exists():
-        manifest = Manifest.load(paths.corpus)
-    else:
-        with cluster(min_cpus=1):
-            manifest = prepare(_recipe(paths))
+    with cluster(min_cpus=1):
+        manifest = prepare(_recipe(paths))
     train, heldout = manifest.splits["train"], manifest.splits["heldout"]
     return f"{train.tokens:,} tokens to train on, {heldout.tokens:,} held out, in {len(manifest.shards)} shards"
 
@@ -139,11 +157,10 @@ def _config(paths: Paths) -> Config:
 
 
 def _gpus() -> int:
-    nvidia_smi = shutil.which("nvidia-smi")
-    if nvidia_smi is None:
-        return 0
-    listed = subprocess.run([nvidia_smi, "-L"], capture_output=True, text=True).stdout
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
+    """That this process may use: CUDA_VISIBLE_DEVICES counts."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _fast_bf16() -> bool:
@@ -153,16 +170,11 @@ def _fast_bf16() -> bool:
 
 
 def _train(config: Config) -> str:
-    from launcher.start import start
-
     start(config)
     return f"{config.train.steps} steps"
 
 
-def _summary(config: Config, paths: Paths, wall_s: float) -> str:
-    from fmscale.adapt.generate import load_model, sample
-    from launcher.start import write_summary
-
+def _compare(config: Config, seconds: float) -> str:
     config = resolve(config)
     data = open_run_data(config)
     tokenizer = Tokenizer.load(data.tokenizer_path)
@@ -175,12 +187,15 @@ def _summary(config: Config, paths: Paths, wall_s: float) -> str:
             "heldout_text_bytes": text_bytes,
             "unigram_bits_per_byte": unigram_bits(labels) / text_bytes,
             "xz_bits_per_byte": xz_bits(tokenizer.decode(labels.tolist())) / text_bytes,
-            "wall_s": wall_s,
+            "wall_s": seconds,
         },
     )
-    continuation = sample(load_model(config.run_dir, config), tokenizer, PROMPT, tokens=80, seed=0)
-    _print_summary(paths, totals, continuation)
-    share = totals["heldout_bits_per_byte"] / totals["unigram_bits_per_byte"]
+    return f"{1 - require_learnt(totals):.0%} fewer bits than the text's own unigram model"
+
+
+def require_learnt(totals: dict[str, Any]) -> float:
+    """The model's share of the unigram model's bits. Raises FmscaleError above BAR."""
+    share = float(totals["heldout_bits_per_byte"] / totals["unigram_bits_per_byte"])
     if share > BAR:
         raise FmscaleError(
             "the model has not learnt enough",
@@ -188,7 +203,7 @@ def _summary(config: Config, paths: Paths, wall_s: float) -> str:
             found=f"{share:.0%} ({totals['heldout_bits_per_byte']:.3f} bits per byte)",
             do="run `make demo FRESH=1`; if it stays, please report summary.json and snapshot.json",
         )
-    return f"{1 - share:.0%} fewer bits than the text's own unigram model"
+    return share
 
 
 def heldout_labels(config: Config, data: RunData) -> I64:
@@ -198,14 +213,21 @@ def heldout_labels(config: Config, data: RunData) -> I64:
     return read_rows(corpora, places, config.data.seq_len)[:, 1:].astype(np.int64).ravel()
 
 
-def _print_summary(paths: Paths, totals: dict[str, Any], continuation: str) -> None:
+def _show(paths: Paths, config: Config) -> None:
+    """Numbers, a sample, and where to go from here."""
+    from fmscale.adapt.generate import load_model, sample
+
+    config = resolve(config)
+    totals = json.loads((paths.run / "summary.json").read_text())
+    tokenizer = Tokenizer.load(paths.tokenizer)
+    continuation = sample(load_model(config.run_dir, config), tokenizer, PROMPT, tokens=80, seed=0)
     model, unigram, xz = (totals[f"{name}_bits_per_byte"] for name in ("heldout", "unigram", "xz"))
     indented = "\n".join(f"      | {line}" for line in continuation.splitlines())
     print(
         f"""
       held-out text, bits per byte:  model {model:.3f}   its own unigram model {unigram:.3f}   xz -9 {xz:.3f}
       {totals["tokens"]:,} tokens in {totals["steps"]} steps, {totals["tokens_per_s"]:,.0f} tokens/s
-      {totals["wall_s"]:.0f} s from the first stage to here
+      {totals["wall_s"]:.0f} s from raw text to here
 
       a sample, after the prompt {PROMPT!r}:
 {indented}
@@ -216,7 +238,9 @@ def _print_summary(paths: Paths, totals: dict[str, Any], continuation: str) -> N
       which rows        fmscale order {paths.run / "config.yaml"} --from 1 --steps 2
       the corpus        fmscale data inspect {paths.corpus}
       train longer      fmscale train {paths.run / "config.yaml"} train.steps={2 * totals["steps"]}
-      your own text     see "Your own text" in README.md""",
+      your own text     see "Your own text" in README.md
+
+      (`fmscale` and `wandb` are in .venv/bin: `. .venv/bin/activate` first)""",
         flush=True,
     )
 

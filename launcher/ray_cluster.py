@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -60,18 +61,19 @@ def cluster(min_cpus: int) -> Iterator[None]:
     with private_environment():
         import ray
 
-        quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         if os.environ.get("RAY_ADDRESS"):
             ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
         else:
             _require_shared_memory()
-            ray.init(
-                num_cpus=max(os.cpu_count() or 1, min_cpus),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=os.environ[DIRECTORY],
-                **quiet,
-            )
+            local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+            local["_temp_dir"] = os.environ[DIRECTORY]
+            # Ray counts cores by affinity and container quota; only where ranks need more slots is it told otherwise.
+            known = len(os.sched_getaffinity(0))
+            ray.init(num_cpus=min_cpus if min_cpus > known else None, **local, **quiet)
+            if ray.cluster_resources().get("CPU", 0) < min_cpus:
+                ray.shutdown()
+                ray.init(num_cpus=min_cpus, **local, **quiet)
         try:
             yield
         finally:

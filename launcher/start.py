@@ -24,7 +24,7 @@ from launcher.supervise import supervise
 
 def check(config: Config) -> Config:
     """`config` with what its corpora know filled in. Raises ConfigError or DataError."""
-    world = int(os.environ["WORLD_SIZE"]) if _is_rank(config) else None
+    world = int(os.environ.get("WORLD_SIZE", "1")) if _is_rank(config) else None
     validate(config, world)
     return resolve(config)
 
@@ -52,6 +52,8 @@ def plan(config: Config) -> str:
         epochs = shares[number] / data.order.rows_per_epoch(number)
         path = data.train[source.name].path
         lines.append(f"source    {source.name}: {int(shares[number]):,} rows, {epochs:.2f} epochs of {path}")
+        if cut := data.order.tokens_cut_per_epoch(number):
+            lines.append(f"          {cut:,} tokens an epoch at chunks' ends are cut: data.seq_len divides no chunk")
     return "\n".join(lines)
 
 

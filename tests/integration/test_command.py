@@ -98,6 +98,13 @@ def test_order_of_a_config_as_json(tmp_path: Path, words: Path) -> None:
     assert all(len(record["batch_hash"]) == 32 for record in records)
 
 
+@pytest.mark.parametrize("mistake", ["train.micro_batch=0", "data.sources.words.weight=-1", "data.seq_len=0"])
+def test_order_checks_its_settings(tmp_path: Path, words: Path, mistake: str) -> None:
+    done = fmscale("order", *Run(tmp_path, "order", words).arguments(mistake))
+    assert done.returncode == 2, done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_data_verify_finds_a_flipped_byte(tmp_path: Path, words: Path) -> None:
     shutil.copytree(words, tmp_path / "copy")
     assert fmscale("data", "verify", str(tmp_path / "copy")).returncode == 0
@@ -108,6 +115,7 @@ def test_data_verify_finds_a_flipped_byte(tmp_path: Path, words: Path) -> None:
     done = fmscale("data", "verify", str(tmp_path / "copy"))
     assert done.returncode == 3
     assert shard.name in done.stderr
+    assert done.stdout.startswith("damaged: ")
 
 
 def test_a_run_that_is_not_there(tmp_path: Path) -> None:

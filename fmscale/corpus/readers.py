@@ -104,22 +104,33 @@ class RayLoader:
         self._closed = True
 
     def _stream(self, asks: Iterator[Ask]) -> Iterator[Batch]:
-        """Batches of `asks`, with `prefetch_batches` of them requested before they are wanted."""
+        """Batches of `asks`; `prefetch_batches` of them, in one request at least, are under way before they are wanted.
+
+        Requests are made before each batch is handed out, not once per request: one holds up to REQUEST_BATCHES, and
+        the trainer is not to wait for a whole one whenever the last of these is used.
+        """
         pending: deque[tuple[list[Ask], list[_Call]]] = deque()
-        waiting = 0
-        while not self._closed:
-            while waiting < self._ahead and (group := self._group(asks)):
+        waiting = 0  # batches requested and not yet handed out
+
+        def request_ahead() -> None:
+            nonlocal waiting
+            while (waiting < self._ahead or not pending) and (group := self._group(asks)):
                 pending.append((group, self._request(group)))
                 waiting += len(group)
-            if not pending:
-                return
+
+        request_ahead()
+        while pending:
             group, calls = pending.popleft()
+            request_ahead()
             # Copied at once: a view would hold the object in shared memory for as long as its last batch is not used.
             tokens = np.concatenate([call.result() for call in calls])
             del calls
             stops = np.cumsum([len(ask.places.chunk) for ask in group])
             for ask, stop in zip(group, stops.tolist(), strict=True):
+                if self._closed:
+                    return
                 waiting -= 1
+                request_ahead()
                 yield ask.batch(tokens[stop - len(ask.places.chunk) : stop])
 
     def _group(self, asks: Iterator[Ask]) -> list[Ask]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 
@@ -42,5 +42,8 @@ class RankActor:
         config = from_yaml((self.run_dir / "config.yaml").read_text())
         with guarded(self.run_dir, self.rank):
             store = self.store or join_store(address, port, world, config.launch.timeout_s)
-            place = RankPlace(rank=self.rank, world=world, local_rank=local_rank, shows_progress=False, store=store)
+            device: Literal["cpu", "cuda"] = "cuda" if ray.get_gpu_ids() else "cpu"
+            place = RankPlace(
+                rank=self.rank, world=world, local_rank=local_rank, device=device, shows_progress=False, store=store
+            )
             run_rank(config, place, lambda **loader: RayLoader(readers, **loader))

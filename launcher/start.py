@@ -19,7 +19,8 @@ from fmscale.durable import replace
 from fmscale.errors import ConfigError
 from fmscale.observe.metrics import last_step, summary
 from fmscale.validate import validate
-from launcher.supervise import supervise
+from launcher.snapshot import changes, enter
+from launcher.supervise import die_with_parent, finished, supervise
 
 
 def check(config: Config) -> Config:
@@ -35,6 +36,7 @@ def plan(config: Config) -> str:
     from fmscale.observe.flops import explain, flops_per_token, parameter_count
 
     config = check(config)
+    changes(config)
     data = open_run_data(config)
     tokens = config.train.steps * config.train.global_batch * config.data.seq_len
     train = config.train
@@ -64,7 +66,9 @@ def start(config: Config, roll_back: str | None = None, take_over: bool = False)
         _be_a_rank(config, roll_back)
         return
     summary_file = config.run_dir / "summary.json"
-    if summary_file.exists() and last_step(config.run_dir) >= config.train.steps and not roll_back:
+    if not roll_back and finished(config):
+        if not summary_file.exists() or json.loads(summary_file.read_text())["steps"] != last_step(config.run_dir):
+            write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})
         print(
             f"run {config.run_dir} is done: {config.train.steps} steps. More with train.steps=N, anew with run.name=NEW"
         )
@@ -90,7 +94,6 @@ def _be_a_rank(config: Config, roll_back: str | None) -> None:
     from fmscale.corpus.loader import LocalLoader
     from fmscale.training.lease import Lease
     from fmscale.training.worker import guarded, place_from_environment, run_rank
-    from launcher.snapshot import enter
 
     if roll_back:
         raise ConfigError(
@@ -99,7 +102,8 @@ def _be_a_rank(config: Config, roll_back: str | None) -> None:
             found=f"RANK={os.environ['RANK']}",
             do="run `fmscale train ... --roll-back NAME` without torchrun; launch.backend=torchrun is fine",
         )
-    place = place_from_environment()
+    die_with_parent()  # torchrun's agent does not take its ranks along when it is killed
+    place = place_from_environment(config)
     with guarded(config.run_dir, place.rank):
         if place.rank:
             run_rank(config, place, LocalLoader)

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -43,13 +43,16 @@ MakeLoader = Callable[..., Loader]
 
 @dataclass(frozen=True, kw_only=True)
 class RankPlace:
-    """Where a rank stands. `store`: the meeting point; None: the environment names it, as torchrun does."""
+    """Where a rank stands, as decided by whoever places all of them: a rank never chooses for itself alone."""
 
     rank: int
     world: int
     local_rank: int
+    device: Literal["cpu", "cuda"]
+    """cuda: one GPU of this node is this rank's."""
     shows_progress: bool = True
     store: Any = None
+    """The meeting point; None: the environment names it, as torchrun does."""
 
 
 def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
@@ -97,23 +100,26 @@ def _prepare_process(config: Config, place: RankPlace) -> torch.device:
     torch.set_num_threads(config.train.threads_per_rank)
     with contextlib.suppress(RuntimeError):  # only before the first parallel region; a spare process may be past it
         torch.set_num_interop_threads(1)
-    wanted, visible = config.launch.device, torch.cuda.device_count()
-    if wanted == "cpu" or (wanted == "auto" and not visible):
+    if place.device == "cpu":
         return torch.device("cpu")
-    # Ray shows a rank the one GPU it was given; torchrun shows all of them, and the local rank picks.
-    index = place.local_rank if visible > 1 else 0
-    if index >= visible or (place.store is None and place.local_rank >= visible):
-        raise MachineError(
-            "this node has fewer GPUs than ranks",
-            expected=f"a GPU for local rank {place.local_rank}",
-            found=f"{visible} visible",
-            do="start fewer ranks on this node, or set launch.device=cpu",
-        )
+    visible = torch.cuda.device_count()
+    index = place.local_rank if visible > 1 else 0  # Ray shows a rank its own GPU alone; torchrun shows all of them
+    _require_gpus(index + 1, visible)
     torch.cuda.set_device(index)
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return torch.device("cuda", index)
+
+
+def _require_gpus(ranks: int, visible: int) -> None:
+    if visible < ranks:
+        raise MachineError(
+            "this node has fewer GPUs than ranks",
+            expected=f"a GPU for each of {ranks} ranks",
+            found=f"{visible} visible to torch",
+            do="start fewer ranks on this node, or set launch.device=cpu",
+        )
 
 
 def open_store(world: int, timeout_s: float) -> TCPStore:
@@ -225,10 +231,21 @@ def guarded(run_dir: Path, rank: int) -> Iterator[None]:
         raise
 
 
-def place_from_environment() -> RankPlace:
-    """As torchrun says it; srun's variables are translated by the job script."""
-    rank, world, local_rank = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    return RankPlace(rank=rank, world=world, local_rank=local_rank)
+def place_from_environment(config: Config) -> RankPlace:
+    """As torchrun says it; srun's variables are translated by the job script.
+
+    launch.device=auto: a GPU if this node has one for each of its ranks, so that its ranks all choose the same.
+    Raises MachineError for launch.device=cuda where it has not.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, world, local_rank, local_world = (int(os.environ[name]) for name in names)
+    device: Literal["cpu", "cuda"] = "cpu"
+    if config.launch.device != "cpu":
+        visible = torch.cuda.device_count()
+        if config.launch.device == "cuda":
+            _require_gpus(local_world, visible)
+        device = "cuda" if visible >= local_world else "cpu"
+    return RankPlace(rank=rank, world=world, local_rank=local_rank, device=device)
 
 
 def main(run_dir: Path) -> int:
@@ -236,10 +253,9 @@ def main(run_dir: Path) -> int:
     if sys.platform == "linux":  # torchrun's agent does not take its ranks along when it is killed
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     config = from_yaml((run_dir / "config.yaml").read_text())
-    place = place_from_environment()
     try:
-        with guarded(run_dir, place.rank):
-            run_rank(config, place, LocalLoader)
+        with guarded(run_dir, int(os.environ["RANK"])):
+            run_rank(config, place_from_environment(config), LocalLoader)
     except FmscaleError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code

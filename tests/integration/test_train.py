@@ -53,7 +53,7 @@ def _train(rank: int, world: int, texts: list[str], places: list[str], make_load
     os.environ.update(env)
     for text, rendezvous in zip(texts, places, strict=True):
         store = dist.FileStore(rendezvous, world)
-        place = RankPlace(rank=rank, world=world, local_rank=rank, shows_progress=False, store=store)
+        place = RankPlace(rank=rank, world=world, local_rank=rank, device="cpu", shows_progress=False, store=store)
         run_rank(from_yaml(text), place, make_loader)
 
 

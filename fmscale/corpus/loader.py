@@ -80,10 +80,13 @@ def targets_of(rows: int, seq_len: int) -> int:
 def heldout_places(corpora: Sequence[Corpus], seq_len: int, limit: int) -> Places:
     """Places of the held-out rows of an evaluation: the first ones of each source, `limit` in all (0: every row).
 
-    Sources take turns until the limit or their end; a source's rows stand in the order of the corpus.
+    Sources take turns until the limit or their end; a source's rows stand in the order of the corpus. So none gives
+    more than `limit` of them, and the cost is that of the rows asked for, not of the corpus.
     """
     per_chunk = [corpus.chunk_tokens // seq_len for corpus in corpora]
     rows = [corpus.chunks * n for corpus, n in zip(corpora, per_chunk, strict=True)]
+    if limit:
+        rows = [min(n, limit) for n in rows]
     turn = np.concatenate([np.arange(n) for n in rows])
     source = np.repeat(np.arange(len(corpora), dtype=np.int32), rows)
     in_turn = np.lexsort((source, turn))[: limit or None]
@@ -170,7 +173,7 @@ class RankPlan:
 
 
 class LocalLoader:
-    """A Loader in this process: one thread reads ahead, `data.prefetch_batches` batches at most."""
+    """A Loader in this process: one thread reads ahead, `data.prefetch_batches` batches and the one it is at."""
 
     def __init__(self, config: Config, data: RunData, data_rank: int) -> None:
         self._plan = RankPlan(config, data, data_rank)
@@ -193,7 +196,7 @@ class LocalLoader:
 
 
 class _ReadAhead(Iterator[Batch]):
-    """An endless iterator of batches, drawn by a thread that is at most `depth` batches ahead."""
+    """An endless iterator of batches, drawn by a thread: `depth` of them wait and it holds one more, no further."""
 
     def __init__(self, batches: Iterator[Batch], depth: int) -> None:
         self._queue: queue.Queue[Batch | Exception] = queue.Queue(maxsize=depth)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmscale.config import Config, ParallelConfig
 from fmscale.corpus.batch import IGNORE, Batch, batch_hash, hash_hex
 from fmscale.corpus.ledger import FILE_NAME, Ledger
-from fmscale.corpus.loader import LocalLoader, RowReader, heldout_places, read_rows
+from fmscale.corpus.loader import Ask, LocalLoader, RowReader, heldout_places, read_rows
 from fmscale.corpus.order import order_from_config, pin_generations
 from fmscale.corpus.replay import replay
 from fmscale.corpus.shards import Corpus
@@ -116,6 +121,38 @@ def test_held_out_rows_are_the_first_of_each_source_in_turn(root: Path) -> None:
     assert (first.chunk * 64 + first.start).tolist() == [0, 0, 16, 16, 32]
 
 
+class Sizes(NamedTuple):
+    """All that `heldout_places` asks of a corpus."""
+
+    chunks: int
+    chunk_tokens: int
+
+
+@given(
+    st.lists(st.builds(Sizes, st.integers(0, 5), st.sampled_from([16, 64])), min_size=1, max_size=4),
+    st.integers(0, 70),
+    st.sampled_from([5, 16]),
+)
+def test_held_out_places_are_the_first_of_all_rows_in_turn(sizes: list[Sizes], limit: int, seq_len: int) -> None:
+    slow = sorted(
+        (turn, source, *divmod(turn, size.chunk_tokens // seq_len))
+        for source, size in enumerate(sizes)
+        for turn in range(size.chunks * (size.chunk_tokens // seq_len))
+    )[: limit or None]
+    places = heldout_places(sizes, seq_len, limit)
+    found = zip(places.source.tolist(), places.chunk.tolist(), places.start.tolist(), strict=True)
+    assert list(found) == [(source, chunk, slot * seq_len) for _, source, chunk, slot in slow]
+
+
+def test_held_out_places_cost_what_is_asked_for_and_not_what_there_is() -> None:
+    tracemalloc.start()
+    places = heldout_places([Sizes(10**9, 2**20), Sizes(3, 2**20)], 4096, 256)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(places.chunk) == 256
+    assert peak < 200_000, f"{peak} bytes for 256 rows"
+
+
 def test_going_on_at_any_step_gives_the_batches_of_the_whole_run(root: Path, local: Open) -> None:
     config = run_config(root, MIXED, dp=3)
     for rank in range(3):
@@ -167,13 +204,29 @@ def test_a_quarantined_chunk_is_not_read(tmp_path: Path, local: Open) -> None:
     assert len(list(islice(local(config, 0).batches(0), 8))) == 8
 
 
-def test_the_thread_reads_no_further_than_asked_and_ends_with_the_loader(root: Path) -> None:
+def test_the_thread_reads_no_further_than_asked_and_ends_with_the_loader(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[Ask] = []
+    read = LocalLoader._read
+
+    def counted(self: LocalLoader, ask: Ask) -> Batch:
+        reads.append(ask)
+        return read(self, ask)
+
+    monkeypatch.setattr(LocalLoader, "_read", counted)
     config = run_config(root, MIXED, prefetch_batches=2)
     loader = LocalLoader(config, open_run_data(config), 0)
     before = threading.active_count()
     batches = loader.batches(0)
-    first = next(batches)
-    assert first.rows[0] == 0
+    for taken in range(1, 4):
+        assert next(batches).rows[0] == 10 * (taken - 1)
+        most = taken + 2 + 1  # two wait, the thread holds a third
+        deadline = time.monotonic() + 10
+        while len(reads) < most and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)  # long enough for a hundred more
+        assert len(reads) == most
     assert threading.active_count() == before + 1
     loader.close()
     assert threading.active_count() == before

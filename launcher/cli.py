@@ -231,12 +231,29 @@ def checkpoint_verify(
     run: Run, name: Annotated[str, typer.Argument(help="One checkpoint; without it, all of them.")] = ""
 ) -> None:
     """Read every byte of a run's checkpoints and compare it with their hashes."""
+    from fmscale.errors import CheckpointError
     from fmscale.training.checkpoint import CheckpointStore
+    from fmscale.training.history import checkpoint_names
 
     store = CheckpointStore(_run_dir(run) / "checkpoints")
-    for commit in [name] if name else [commit.name for commit in store.list()]:
-        store.verify(commit)
-        typer.echo(f"{commit}: every byte holds")
+    damaged = 0
+    for each in [name] if name else checkpoint_names(store.root):
+        if not name and not (store.root / each / "COMMIT.json").exists():
+            typer.echo(f"{each}: never committed (a save that did not finish)")
+            continue
+        try:
+            store.verify(each)
+            typer.echo(f"{each}: every byte holds")
+        except CheckpointError as error:
+            damaged += 1
+            typer.echo(f"{each}: {error}")
+    if damaged:
+        raise CheckpointError(
+            f"{damaged} checkpoints do not hold",
+            expected="every byte as it was written",
+            found="what is listed above",
+            do="nothing, if a newer one holds: `fmscale train` passes over the damaged ones",
+        )
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -273,20 +290,19 @@ def _print(record: dict[str, Any], as_json: bool) -> None:
 
 def main() -> None:
     """The console script: exits with the documented codes."""
-    from click.exceptions import Abort, ClickException
-
-    from fmscale.errors import FmscaleError
+    from fmscale.errors import FmscaleError, MachineError
 
     try:
-        code = app(standalone_mode=False) or 0
+        app()  # ends by SystemExit: 0, and 2 with a message of its own for a wrong command line
     except FmscaleError as error:
-        code = _report(error, error.exit_code)
-    except ClickException as error:
-        error.show()
-        code = error.exit_code
-    except (KeyboardInterrupt, Abort) as stop:
-        code = _report(stop, getattr(stop, "exit_code", 130))
-    sys.exit(code)
+        sys.exit(_report(error, error.exit_code))
+    except BrokenPipeError:  # whoever read our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        found = f"{error.strerror or error} ({error.filename or 'no file'})"
+        machine = MachineError("the machine refused a file or a connection", found=found, do="make it possible")
+        sys.exit(_report(machine, machine.exit_code))
 
 
 def _report(error: BaseException, code: int) -> int:
@@ -294,7 +310,7 @@ def _report(error: BaseException, code: int) -> int:
         import traceback
 
         traceback.print_exc()
-    typer.echo(f"error: {error}" if str(error) else "stopped", err=True)
+    typer.echo(f"error: {error}", err=True)
     return code
 
 

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ PLACEMENT_TIMEOUT_S = 120.0
 
 
 def main(run_dir: Path) -> int:
-    config = from_yaml((run_dir / "config.yaml").read_text())
+    config = _absolute(from_yaml((run_dir / "config.yaml").read_text()))
     incarnation = os.environ["FMSCALE_INCARNATION"]
     pids.register(run_dir, "driver", 0)
     try:
@@ -45,13 +46,28 @@ def main(run_dir: Path) -> int:
         raise
 
 
+def _absolute(config: Config) -> Config:
+    """Paths as every process of the run can follow them: nodes of a cluster have working directories of their own."""
+    sources = {
+        name: replace(source, corpus=os.path.abspath(source.corpus)) for name, source in config.data.sources.items()
+    }
+    run = replace(config.run, root=os.path.abspath(config.run.root))
+    return replace(config, run=run, data=replace(config.data, sources=sources))
+
+
+def _environment() -> dict[str, str]:
+    """What the supervisor told this process and ranks must know too; no secrets: Ray shows arguments."""
+    told = ("FMSCALE_", "FAULTS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+    return {name: value for name, value in os.environ.items() if name.startswith(told)}
+
+
 def _drive(config: Config) -> int:
-    run_dir, world = config.run_dir.resolve(), config.world_size
+    run_dir, world = config.run_dir, config.world_size
     group, gpus = _place(config)
     strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank) for rank in range(world)]
-    actor = ray.remote(RankActor)
+    actor, environment = ray.remote(RankActor), _environment()
     ranks = [
-        actor.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=strategies[rank]).remote(str(run_dir), rank)
+        actor.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=strategies[rank]).remote(config, rank, environment)
         for rank in range(world)
     ]
     nodes = ray.get([rank.node.remote() for rank in ranks])
@@ -95,11 +111,13 @@ def _place(config: Config) -> tuple[PlacementGroup, int]:
     available = int(ray.cluster_resources().get("GPU", 0))
     gpus = int(config.launch.device == "cuda" or (config.launch.device == "auto" and available >= world))
     group = placement_group([{"CPU": 1, **({"GPU": 1} if gpus else {})}] * world, strategy="PACK")
-    if not group.wait(PLACEMENT_TIMEOUT_S):
+    there = ray.cluster_resources()
+    impossible = there.get("CPU", 0) < world or there.get("GPU", 0) < world * gpus
+    if impossible or not group.wait(PLACEMENT_TIMEOUT_S):
         raise MachineError(
             "the Ray cluster cannot place all ranks at once",
             expected=f"{world} x (1 CPU{', 1 GPU' if gpus else ''}) free",
-            found=f"{ray.available_resources()}",
+            found=f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs in all",
             do="free or add nodes, or lower parallel.dp or parallel.pp",
         )
     return group, gpus

@@ -13,14 +13,15 @@ from typing import Any
 
 from fmscale.config import Config
 from fmscale.observe.metrics import EVAL_FILE, STEP_FILE
-from fmscale.observe.sinks import ConsoleSink
+from fmscale.observe.sinks import ConsoleSink, Sinks
 
 
 class Follower:
     """Feeds new lines of a run to the console; lines from before it was made are skipped."""
 
     def __init__(self, config: Config) -> None:
-        self.console = ConsoleSink(total_steps=config.train.steps, every_steps=config.logging.console_every_steps)
+        console = ConsoleSink(total_steps=config.train.steps, every_steps=config.logging.console_every_steps)
+        self.console = Sinks([console])  # a terminal that is gone ends no run
         self._files = [_Tail(config.run_dir / STEP_FILE), _Tail(config.run_dir / EVAL_FILE)]
 
     def update(self) -> None:

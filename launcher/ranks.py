@@ -7,21 +7,22 @@ loader that asks reader actors.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, Literal
 
 import ray
 
-from fmscale.config import from_yaml
+from fmscale.config import Config
 from fmscale.corpus.readers import RayLoader
 
 
 class RankActor:
     """One rank in a process of its own; torch and DeepSpeed are imported in here, never in the driver."""
 
-    def __init__(self, run_dir: str, rank: int) -> None:
-        self.run_dir, self.rank = Path(run_dir), rank
+    def __init__(self, config: Config, rank: int, environment: dict[str, str]) -> None:
+        """config: with absolute paths. environment: the driver's own settings, which a joined cluster does not know."""
+        self.config, self.run_dir, self.rank = config, config.run_dir, rank
         self.store: Any = None
+        os.environ.update(environment)  # before torch is imported: it reads OMP_NUM_THREADS then
         log = os.open(self.run_dir / "logs" / f"rank-{rank:05d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 1)
         os.dup2(log, 2)
@@ -39,7 +40,7 @@ class RankActor:
     def run(self, world: int, local_rank: int, address: str, port: int, readers: list[Any]) -> None:
         from fmscale.training.worker import RankPlace, guarded, join_store, run_rank
 
-        config = from_yaml((self.run_dir / "config.yaml").read_text())
+        config = self.config
         with guarded(self.run_dir, self.rank):
             store = self.store or join_store(address, port, world, config.launch.timeout_s)
             device: Literal["cpu", "cuda"] = "cuda" if ray.get_gpu_ids() else "cpu"

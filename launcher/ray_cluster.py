@@ -24,6 +24,8 @@ from fmscale.errors import MachineError
 OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory of a local cluster: batches in flight are a few megabytes, see `fmscale/corpus/readers.py`."""
 
+LONGEST_DIRECTORY = 32
+"""Bytes: a Unix socket's path has at most 107, of which Ray's session takes 66 and the process id up to 8."""
 
 DIRECTORY = "FMSCALE_RAY_DIR"
 """Environment variable: the private directory of a local cluster; set together with the token's variables."""
@@ -65,9 +67,8 @@ def cluster(min_cpus: int) -> Iterator[None]:
         if os.environ.get("RAY_ADDRESS"):
             ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
         else:
-            _require_shared_memory()
             local: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-            local["_temp_dir"] = os.environ[DIRECTORY]
+            local |= {"_temp_dir": os.environ[DIRECTORY], **_shared_memory()}
             # Ray counts cores by affinity and container quota; only where ranks need more slots is it told otherwise.
             known = len(os.sched_getaffinity(0))
             ray.init(num_cpus=min_cpus if min_cpus > known else None, **local, **quiet)
@@ -83,6 +84,8 @@ def cluster(min_cpus: int) -> Iterator[None]:
 def _private_directory() -> Path:
     """A directory of this process alone, mode 0700; those of dead processes are removed."""
     parent = Path(tempfile.gettempdir()) / f"fmscale-ray-{os.getuid()}"
+    if len(str(parent)) > LONGEST_DIRECTORY:
+        parent = Path("/tmp") / parent.name
     parent.mkdir(mode=0o700, exist_ok=True)
     if parent.is_symlink() or parent.stat().st_uid != os.getuid():
         raise MachineError(
@@ -94,17 +97,14 @@ def _private_directory() -> Path:
     for old in parent.iterdir():
         if not (old.name.isdigit() and psutil.pid_exists(int(old.name))):
             shutil.rmtree(old, ignore_errors=True)
-    directory = parent / str(os.getpid())  # short: a Unix socket's path has at most 107 bytes
+    directory = parent / str(os.getpid())
     directory.mkdir(mode=0o700, exist_ok=True)
     return directory
 
 
-def _require_shared_memory() -> None:
-    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else OBJECT_STORE_BYTES
-    if free < OBJECT_STORE_BYTES:
-        raise MachineError(
-            "too little shared memory for Ray's object store",
-            expected=f"{OBJECT_STORE_BYTES / 2**20:.0f} MB free in /dev/shm",
-            found=f"{free / 2**20:.0f} MB",
-            do="enlarge it (docker run --shm-size=1g), or train without Ray: launch.backend=torchrun",
-        )
+def _shared_memory() -> dict[str, Any]:
+    """Where the object store lies: /dev/shm, or the private directory where that is too small (Docker: 64 MB)."""
+    shm = Path("/dev/shm")
+    if shm.is_dir() and shutil.disk_usage(shm).free >= OBJECT_STORE_BYTES:
+        return {}
+    return {"_plasma_directory": os.environ[DIRECTORY]}

@@ -21,31 +21,36 @@ from fmscale.errors import CheckpointError
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "wandb", "sentencepiece", "omegaconf", "numpy", "safetensors")
 
 
-def enter(config: Config) -> dict[str, str]:
-    """Create the run directory, or check that `config` may go on with the one that is there.
+def changes(config: Config) -> dict[str, str]:
+    """Settings that differ from the run's last start, as {key: "old -> new"}; none for a new run.
 
-    Returns the settings that differ from the run's last start, as {key: "old -> new"}. Raises ConfigError where a
-    difference is not allowed, CheckpointError where there are checkpoints without the config they were made with.
+    Raises ConfigError where a difference is not allowed, CheckpointError where there are checkpoints without the
+    config they were made with.
     """
-    run_dir = config.run_dir
-    file = run_dir / "config.yaml"
-    changed: dict[str, str] = {}
+    file, checkpoints = config.run_dir / "config.yaml", config.run_dir / "checkpoints"
     if file.exists():
         old = from_yaml(file.read_text(), str(file))
         check_resume(old, config)
         before, after = dict(flatten(old)), dict(flatten(config))
         keys = sorted(before.keys() | after.keys())
-        changed = {k: f"{before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)}
-    elif (run_dir / "checkpoints").is_dir() and any((run_dir / "checkpoints").iterdir()):
+        return {k: f"{before.get(k)} -> {after.get(k)}" for k in keys if before.get(k) != after.get(k)}
+    if checkpoints.is_dir() and any(checkpoints.iterdir()):
         raise CheckpointError(
             "the run directory has checkpoints but no config.yaml",
             expected=str(file),
             found="no such file",
             do="restore it, or start another run with run.name=NEW",
         )
+    return {}
+
+
+def enter(config: Config) -> dict[str, str]:
+    """Create the run directory, or go on with the one that is there; returns and raises like `changes`."""
+    run_dir = config.run_dir
+    changed = changes(config)
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     begin_ledger(config)
-    replace(file, to_yaml(config).encode())
+    replace(run_dir / "config.yaml", to_yaml(config).encode())
     replace(run_dir / "snapshot.json", (json.dumps(environment(), indent=1) + "\n").encode())
     return changed
 

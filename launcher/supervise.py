@@ -16,16 +16,19 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
 from fmscale.config import Config
-from fmscale.errors import FmscaleError, RestartBudgetError
+from fmscale.errors import CheckpointError, FmscaleError, MachineError, RestartBudgetError, RunHeldError
 from fmscale.observe import pids
 from fmscale.observe.events import EventLog
 from fmscale.observe.failure import Failure, first_cause
 from fmscale.observe.metrics import last_step
+from fmscale.observe.terms import load_term, newest_term
+from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
 from launcher import snapshot
 from launcher.ray_cluster import private_environment
@@ -33,51 +36,81 @@ from launcher.ray_cluster import private_environment
 INCARNATION, RUN = "FMSCALE_INCARNATION", "FMSCALE_RUN"
 """Environment variables that every process of an incarnation carries: its tag, and the run's directory."""
 
-DEADLY_EXIT_CODES = frozenset({2, 3, 4, 5})
+FATAL_EXIT_CODES = frozenset({2, 3, 4, 5})
 """Failures that a restart cannot mend: settings, data, checkpoints, a run that somebody else holds."""
 
 
 def supervise(config: Config, roll_back: str | None = None, take_over: bool = False) -> None:
     """Run `config` to its last step, through as many incarnations as its budget allows.
 
-    roll_back: name of the committed checkpoint that the first incarnation starts from, instead of the newest.
+    roll_back: name of the committed checkpoint to go on from, instead of the newest.
     take_over: take the run from a holder that lives, but is stopped or cut off; its writes are refused from then on.
-    Raises RunHeldError, RestartBudgetError, or the failure that no restart can mend.
+    Raises RunHeldError, RestartBudgetError, Stopped, or the failure that no restart can mend.
     """
-    run_dir = config.run_dir
-    with Lease(run_dir).held(take_over=take_over), _signals_stop_us(), private_environment():
+    run_dir, lease = config.run_dir, Lease(config.run_dir)
+    with lease.held(take_over=take_over), _signals_stop_us(), private_environment():
         changed = snapshot.enter(config)
         pids.register(run_dir, "supervisor", 0)
         events = EventLog(run_dir)
         if changed:
             events.write("settings_changed", changed=changed)
         sweep(RUN, str(run_dir.resolve()))  # the lease is ours: whatever is left is of a supervisor that was killed
-        restarts, last = 0, (-1, "")
+        restarts, last, first_term = 0, (-1, ""), newest_term(run_dir)
         while True:
-            incarnation = uuid.uuid4().hex[:12]
+            _require(lease)
+            if roll_back and _rolled_back(run_dir, roll_back, first_term):
+                roll_back = None
+            incarnation, step_before = uuid.uuid4().hex[:12], max(0, last_step(run_dir))
             events.write("start", incarnation=incarnation, restarts=restarts, backend=config.launch.backend)
             code = _incarnation(config, incarnation, roll_back)
-            if code == 0:
+            _require(lease)
+            if code == 0 and finished(config):
                 events.write("end", incarnation=incarnation, step=last_step(run_dir))
                 return
-            roll_back = None
             cause, step = first_cause(run_dir, incarnation), max(0, last_step(run_dir))
             words = _words(cause, code)
             events.write("incident", incarnation=incarnation, exit_code=code, step=step, cause=words)
-            _stop_if_hopeless(config, cause, words, restarts, step, last)
+            _stop_if_hopeless(config, cause, words, restarts, step, step_before, last)
             restarts, last = restarts + 1, (step, words)
+            events.write("restart", number=restarts)
             _say(f"{words}, after step {step}; restart {restarts} of {config.launch.max_restarts}")
 
 
+def finished(config: Config) -> bool:
+    """Whether the run has committed a checkpoint of its last step."""
+    try:
+        newest = next(CheckpointStore(config.run_dir / "checkpoints").candidates(lambda text: None), None)
+    except CheckpointError:
+        return False
+    return newest is not None and newest.step >= config.train.steps
+
+
+def _require(lease: Lease) -> None:
+    if not lease.still_held():
+        raise RunHeldError(
+            "another process took this run over",
+            expected=f"to hold {lease.run_dir}",
+            found="a newer lock on it",
+            do="nothing: the run goes on there",
+        )
+
+
+def _rolled_back(run_dir: Path, name: str, first_term: int) -> bool:
+    """Whether a term since the start goes on from the checkpoint `name`: then restarts go on from that term."""
+    newest = newest_term(run_dir)
+    return newest > first_term and load_term(run_dir, newest).parent == name
+
+
 def _stop_if_hopeless(
-    config: Config, cause: Failure | None, words: str, restarts: int, step: int, last: tuple[int, str]
+    config: Config, cause: Failure | None, words: str, restarts: int, step: int, step_before: int, last: tuple[int, str]
 ) -> None:
     logs = config.run_dir / "logs"
-    if cause is not None and cause.exit_code in DEADLY_EXIT_CODES:
+    machine_at_start = cause is not None and cause.exit_code == MachineError.exit_code and step == step_before
+    if cause is not None and (cause.exit_code in FATAL_EXIT_CODES or machine_at_start):
         error = FmscaleError(cause.message)
         error.exit_code = cause.exit_code
         raise error
-    if cause is not None and last == (step, words):
+    if cause is not None and not cause.is_echo and last == (step, words):
         raise RestartBudgetError(
             "the run failed twice at the same step in the same way",
             expected=f"step {step + 1} to finish",
@@ -94,9 +127,14 @@ def _stop_if_hopeless(
 
 
 def _words(cause: Failure | None, code: int) -> str:
-    if cause is not None:
-        return f"rank {cause.rank} failed: {cause.kind}: {cause.message.splitlines()[0] if cause.message else ''}"
-    return f"a process of the run was killed (driver exit code {code})"
+    """One line for people."""
+    if cause is None:
+        return "the ranks left before the last step" if code == 0 else f"a process was killed (driver exit code {code})"
+    said = cause.message.splitlines()[0] if cause.message else ""
+    who = "the driver" if cause.rank < 0 else f"rank {cause.rank}"
+    if cause.is_echo:
+        return f"a rank was killed or hung ({who} lost it: {cause.kind}: {said[:100]})"
+    return f"{who} failed: {cause.kind}: {said}"
 
 
 def _incarnation(config: Config, incarnation: str, roll_back: str | None) -> int:
@@ -144,11 +182,11 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-class Stopped(KeyboardInterrupt):
+class Stopped(FmscaleError):
     """A signal asked the run to stop; the driver and its ranks are gone, the newest checkpoint stays."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
+        super().__init__(f"stopped by {signal.Signals(number).name}", do="the same command goes on from its checkpoint")
         self.exit_code = 128 + number
 
 
@@ -166,4 +204,5 @@ def _signals_stop_us() -> Iterator[None]:
 
 
 def _say(text: str) -> None:
-    print(f"{time.strftime('%H:%M:%S', time.gmtime())} {text}", flush=True)
+    with contextlib.suppress(OSError):  # nobody may be reading any more
+        print(f"{time.strftime('%H:%M:%S', time.gmtime())} {text}", flush=True)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs import Run
+from tests.runs import ON_RAY, Run
 from tests.word_corpora import corpus, texts
 
 
@@ -23,7 +23,7 @@ def runs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reference_run(runs_root: Path, words: Path) -> Run:
-    """Two ranks of ZeRO-1 on Ray, undisturbed, 16 steps: what killed runs are compared with."""
-    run = Run(runs_root, "reference", words, ["launch.backend=ray", "engine=zero", "parallel.dp=2"])
+    """Two ranks of ZeRO-1 on Ray, undisturbed: what killed runs are compared with."""
+    run = Run(runs_root, "reference", words, ON_RAY)
     run.train()
     return run

@@ -30,6 +30,10 @@ launch: {backend: torchrun, device: cpu}
 logging: {wandb: {mode: disabled}}
 """
 
+ON_RAY = ["launch.backend=ray", "engine=zero", "parallel.dp=2"]
+ON_RAY += ["train.steps=160", "checkpoint.every_steps=25", "eval.every_steps=10"]
+"""A run long enough to be killed in the middle of, whose readers are asked again at each evaluation."""
+
 
 @dataclass
 class Run:

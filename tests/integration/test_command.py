@@ -13,7 +13,7 @@ import pytest
 from fmscale.training.lease import Lease
 from launcher.snapshot import enter
 from launcher.start import check
-from tests.integration.test_train import config_of
+from tests.integration.test_train import config_of, go
 from tests.runs import Run
 
 HEAVY = {"torch", "ray", "deepspeed", "wandb", "numpy", "sentencepiece", "webdataset"}
@@ -59,6 +59,51 @@ def test_a_mistake_ends_with_code_2_and_starts_nothing(
     assert len(done.stderr.strip().splitlines()) <= 6
     assert "Traceback" not in done.stderr
     assert not run.directory.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words_of_it"),
+    [(["nope"], "nope"), (["train", "--nope"], "--nope"), (["train"], "SETTINGS"), (["train", "-h"], "-h")],
+)
+def test_a_wrong_command_line_is_one_message_and_code_2(arguments: list[str], words_of_it: str) -> None:
+    done = fmscale(*arguments)
+    assert done.returncode == 2
+    assert words_of_it in done.stderr or words_of_it.lower() in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+
+
+def test_what_the_machine_refuses_has_code_6(tmp_path: Path, words: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = fmscale("train", *Run(tmp_path, "x", words).arguments(f"run.root={tmp_path / 'file'}"))
+    assert done.returncode == 6
+    assert "the machine refused a file or a connection" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_checkpoints_are_listed_and_verified(tmp_path: Path, words: Path) -> None:
+    config = config_of(tmp_path, words, "kept", "train.steps=8")
+    go(config)
+    listed = fmscale("checkpoint", "list", str(config.run_dir))
+    assert "step-00000008.t0001  step 8  term 1  rows 64  <- the next start goes on from here" in listed.stdout
+    assert fmscale("checkpoint", "verify", str(config.run_dir)).stdout.count("every byte holds") == 2
+    marker = config.run_dir / "checkpoints" / "step-00000008.t0001" / "COMMIT.json"
+    marker.write_bytes(b"#" + marker.read_bytes()[1:])
+    verified = fmscale("checkpoint", "verify", str(config.run_dir))
+    assert verified.returncode == 4
+    assert "step-00000004.t0001: every byte holds" in verified.stdout
+    assert "step-00000008.t0001: " in verified.stdout
+    assert "1 checkpoints do not hold" in verified.stderr
+    shown = json.loads(fmscale("runs", "show", str(config.run_dir), "--json").stdout)
+    assert [line["step"] for line in shown["steps"]] == list(range(1, 9))
+    assert shown["summary"]["tokens"] == 8 * 8 * 64
+
+
+def test_a_dry_run_refuses_what_the_start_would(tmp_path: Path, words: Path) -> None:
+    enter(check(config_of(tmp_path, words, "dry-changed")))
+    done = fmscale("train", "--dry-run", *Run(tmp_path, "dry-changed", words).arguments("data.seed=5"))
+    assert done.returncode == 2
+    assert "data.seed: 0 -> 5" in done.stderr
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(tmp_path: Path, words: Path) -> None:

@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # Ray gives each rank one slot; `timeout` makes a hang an error of its own.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-full lint format clean
+.PHONY: help install demo test test-full bench-loader lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "make demo        raw text of this machine -> tokenizer -> shards -> training -> summary (FRESH=1: start over)"
 	@echo "make test        lint, types, import layers, tests (about 6 minutes on 2 cores)"
 	@echo "make test-full   the slow ones too"
+	@echo "make bench-loader   order and loaders on this machine (results of ours: benchmarks/results/)"
 
 install: $(STAMP)
 
@@ -40,6 +41,9 @@ test: lint
 
 test-full: lint
 	$(PYTEST) --durations=30
+
+bench-loader: $(STAMP)
+	$(BIN)/python -m benchmarks.loader
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -130,6 +130,10 @@ class ScheduleConfig:
     final_lr_ratio: float = 0.1
     """Last learning rate / highest learning rate."""
 
+    def wsd_decay_steps(self, steps: int) -> int:
+        """Steps of the decay of `wsd` in a run of `steps`."""
+        return self.decay_steps or max(1, steps // 5)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
@@ -150,7 +154,8 @@ class EvalConfig:
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
     backend: Literal["ray", "torchrun"] = "ray"
-    """ray: this command starts ranks and readers on Ray. torchrun: this process is one rank, started by torchrun."""
+    """ray: ranks and readers on Ray. torchrun: ranks alone, under a torchrun that `fmscale train` starts on this
+    machine, or under the user's own (RANK is set), where each process is one rank."""
     max_restarts: int = 10
     """Restarts after which the run gives up; two failures at the same step end it sooner."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

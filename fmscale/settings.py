@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fmscale.errors import ConfigError
 
 Schema = TypeVar("Schema")
+_REMEDY = "docs/config.md and docs/data.md say where every key stands with its default"
 
 
 def load_settings(schema: type[Schema], files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Schema:
@@ -57,7 +58,7 @@ def _to_object(schema: type[Schema], merged: Any) -> Schema:
     try:
         settings = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise _config_error(error, "the settings") from error
+        raise _config_error(error, "any file or argument") from error
     assert isinstance(settings, schema), f"OmegaConf made a {type(settings).__name__} of {schema.__name__}"
     return settings
 
@@ -103,7 +104,8 @@ def _dotlist(override: str) -> DictConfig:
 
 
 def _merge(base: Any, update: DictConfig, origin: str) -> Any:
-    for key, value in _leaves(OmegaConf.to_container(update, resolve=False)):
+    new = OmegaConf.to_container(update, resolve=False)
+    for key, value in _leaves(new):
         if isinstance(value, str) and "${" in value:
             raise ConfigError(
                 "interpolation is switched off in settings",
@@ -111,6 +113,13 @@ def _merge(base: Any, update: DictConfig, origin: str) -> Any:
                 found=f"{key}={value} in {origin}",
                 do="write the value itself; tools that need a secret read it from the environment themselves",
             )
+    for key, value, names in _groups_replaced(OmegaConf.to_container(base, resolve=False), new):
+        raise ConfigError(
+            f"setting `{key}` is a group of settings",
+            expected=f"{key}.KEY=value, KEY one of {', '.join(names)}" if names else f"{key}.NAME.KEY=value",
+            found=f"{key}={value} in {origin}",
+            do=_REMEDY,
+        )
     try:
         return OmegaConf.merge(base, update)
     except OmegaConfBaseException as error:
@@ -125,18 +134,34 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix.rstrip("."), node
 
 
+def _groups_replaced(base: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any, list[str]]]:
+    """(key, value, names in the group) where `new` has a value for what is a group in `base`."""
+    for key in (key for key in new if key in base):
+        if isinstance(base[key], dict) and isinstance(new[key], dict):
+            yield from _groups_replaced(base[key], new[key], f"{prefix}{key}.")
+        elif isinstance(base[key], dict):
+            yield f"{prefix}{key}", new[key], list(base[key])
+
+
 def _config_error(error: OmegaConfBaseException, origin: str) -> ConfigError:
     """Our words for OmegaConf's: its first line is the cause, a `Did you mean` line the remedy."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = getattr(error, "full_key", None) or "?"
+    if isinstance(error, MissingMandatoryValue):
+        return ConfigError(
+            f"setting `{key}` has no value",
+            expected="one: it has no default",
+            found=f"none in {origin}",
+            do=f"set {key}=... ({_REMEDY})",
+        )
     hint = next((line for line in lines if "Did you mean" in line), "")
-    remedy = "docs/config.md and docs/data.md say where every key stands with its default"
     if hint or "not in" in lines[0]:
         suggestion = re.search(r"Did you mean(?: one of)?:? *'?([\w.]+)'?", hint)
         return ConfigError(
             f"unknown setting `{key}`",
             expected="a key of the schema",
             found=f"{key} in {origin}",
-            do=f"did you mean `{suggestion[1]}`? ({remedy})" if suggestion else remedy,
+            do=f"did you mean `{suggestion[1]}`? ({_REMEDY})" if suggestion else _REMEDY,
         )
-    return ConfigError(f"setting `{key}` has a wrong value", expected=lines[0], found=origin, do=remedy)
+    expected = "a group of settings" if "is not a subclass of" in lines[0] else lines[0]
+    return ConfigError(f"setting `{key}` has a wrong value", expected=expected, found=origin, do=_REMEDY)

@@ -116,11 +116,12 @@ def validate(config: Config, world_size: int | None = None) -> None:
             found=f"schedule.warmup_steps={config.schedule.warmup_steps}",
             do=f"set schedule.warmup_steps={max(1, train.steps // 10)}",
         )
-    if config.schedule.kind == "wsd" and config.schedule.warmup_steps + config.schedule.decay_steps > train.steps:
+    warmup, decay = config.schedule.warmup_steps, config.schedule.wsd_decay_steps(train.steps)
+    if config.schedule.kind == "wsd" and warmup + decay > train.steps:
         raise ConfigError(
             "warm-up and decay are longer than the run",
             expected=f"schedule.warmup_steps + schedule.decay_steps <= train.steps={train.steps}",
-            found=f"{config.schedule.warmup_steps} + {config.schedule.decay_steps}",
+            found=f"{warmup} + {decay}" + (" (0 means a fifth of train.steps)" * (not config.schedule.decay_steps)),
             do="shorten one of them",
         )
     if config.checkpoint.keep < 2:

@@ -18,8 +18,7 @@ def learning_rate(step: int, steps: int, peak: float, config: ScheduleConfig) ->
         return peak * cosine(step, steps, config.warmup_steps, config.final_lr_ratio)
     if config.kind == "linear":
         return peak * linear(step, steps, config.warmup_steps, config.final_lr_ratio)
-    decay_steps = config.decay_steps or max(1, steps // 5)
-    return peak * wsd(step, steps, config.warmup_steps, decay_steps, config.final_lr_ratio)
+    return peak * wsd(step, steps, config.warmup_steps, config.wsd_decay_steps(steps), config.final_lr_ratio)
 
 
 def cosine(step: int, steps: int, warmup_steps: int, final_ratio: float) -> float:

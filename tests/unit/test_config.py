@@ -78,6 +78,11 @@ MISTAKES = [
     (["data.seed=9223372036854775808"], "data.seed is out of range", "64-bit"),
     (["train.steps=10"], "never leave its warm-up", "schedule.warmup_steps=1"),
     (["schedule.kind=wsd", "schedule.decay_steps=950"], "warm-up and decay are longer than the run", "shorten"),
+    (
+        ["schedule.kind=wsd", "train.steps=120"],
+        "warm-up and decay are longer than the run",
+        "100 + 24 (0 means a fifth",
+    ),
     (["checkpoint.keep=1"], "no predecessor to fall back to", "checkpoint.keep=2"),
     (["data.sources.main.weight=0"], "source `main` has an impossible weight", "leave the source out"),
     (["data.sources.web.corpus=/nowhere"], "source `web` has no finished corpus", "prepare it"),
@@ -93,6 +98,36 @@ def test_a_mistake_is_one_clear_message(corpus: Path, overrides: list[str], what
     assert remedy in text
     assert len(text.splitlines()) <= 6
     assert caught.value.exit_code == 2
+
+
+def test_a_fifth_of_decay_after_the_warm_up_is_accepted(corpus: Path) -> None:
+    validate(config_of(corpus, "schedule.kind=wsd", "train.steps=125"))
+    validate(config_of(corpus, "schedule.kind=cosine", "train.steps=120"))
+
+
+GROUPS = [
+    ("parallel=3", "setting `parallel` is a group of settings", "parallel.KEY=value, KEY one of dp, pp, tp, zero"),
+    (
+        "parallel=null",
+        "setting `parallel` is a group of settings",
+        "found: parallel=None in the argument parallel=null",
+    ),
+    ("train=[1,2]", "setting `train` is a group of settings", "train.KEY=value, KEY one of steps"),
+    ("logging.wandb=off", "setting `logging.wandb` is a group of settings", "KEY one of mode, project"),
+    ("data.sources=3", "setting `data.sources` is a group of settings", "data.sources.NAME.KEY=value"),
+    ("data.sources.web=3", "setting `data.sources.web` has a wrong value", "expected: a group of settings"),
+    ("data.sources.web.weight=2", "setting `data.sources.web.corpus` has no value", "set data.sources.web.corpus=..."),
+]
+
+
+@pytest.mark.parametrize(("override", "what", "detail"), GROUPS, ids=[g[0] for g in GROUPS])
+def test_groups_and_missing_values_are_told_in_the_users_words(override: str, what: str, detail: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load([], [override])
+    text = str(caught.value)
+    assert text.startswith(what)
+    assert detail in text
+    assert len(text.splitlines()) <= 6
 
 
 def test_no_sources() -> None:
@@ -134,6 +169,7 @@ def test_resume_refuses_a_change_of_identity_and_allows_topology(corpus: Path) -
     changed = replace(old, data=replace(old.data, seed=7), optim=replace(old.optim, lr=0.5))
     with pytest.raises(ConfigError) as caught:
         check_resume(old, changed)
+    assert str(caught.value).startswith("this run exists with other settings (2 may not change on resume)")
     assert "data.seed: 0 -> 7" in str(caught.value)
     assert "optim.lr: 0.001 -> 0.5" in str(caught.value)
     assert len(str(caught.value).splitlines()) <= 6

@@ -80,14 +80,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for text in raw:
         if not text:
             continue
-        try:
-            line = json.loads(text)
-            lines.append({key: _from_json(value) for key, value in line.items()})
-        except (ValueError, AttributeError, RecursionError):
+        line = parse_line(text)
+        if line is None:
             unreadable += 1
+        else:
+            lines.append(line)
     if unreadable:
         _log.warning("%s: %d unreadable lines skipped", path, unreadable)
     return lines
+
+
+def parse_line(text: bytes | str) -> dict[str, Any] | None:
+    """One line as `JsonLines` wrote it, not-finite numbers as floats again; None for a torn or damaged one."""
+    try:
+        return {key: _from_json(value) for key, value in json.loads(text).items()}
+    except (ValueError, AttributeError, RecursionError):
+        return None
 
 
 class EventLog:

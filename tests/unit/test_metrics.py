@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmscale.observe import pids
-from fmscale.observe.events import EventLog, JsonLines, read_events, read_lines
+from fmscale.observe.events import EventLog, JsonLines, parse_line, read_events, read_lines
 from fmscale.observe.metrics import MetricsLog, eval_series, last_step, series, summary
 from fmscale.training.lease import Lease
 from tests.checkpoints import save, start
@@ -44,6 +44,18 @@ def test_floats_come_back_to_the_bit(value: float) -> None:
         json.loads(lines.path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert line["name"] == "run"
     assert line["value"] == value or (math.isnan(line["value"]) and math.isnan(value))
+
+
+def test_one_line_is_read_as_the_whole_file_is(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "x.jsonl")
+    lines.append({"loss": math.inf, "grad_norm": -math.inf, "lr": 0.1, "text": "naïve"})
+    lines.close()
+    raw = lines.path.read_bytes()
+    expected = {"loss": math.inf, "grad_norm": -math.inf, "lr": 0.1, "text": "naïve"}
+    assert parse_line(raw) == parse_line(raw.decode()) == expected == read_lines(lines.path)[0]
+    assert math.isnan((parse_line('{"loss": "NaN"}') or {})["loss"])
+    for damaged in (raw[:-3], b"", b"[1]", b"7", b"null", b'{"text": "\xff"}', "[" * 100_000):
+        assert parse_line(damaged) is None
 
 
 def test_a_line_holds_its_step_term_and_time(tmp_path: Path) -> None:

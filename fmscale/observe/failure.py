@@ -1,18 +1,19 @@
 """Why a rank died, in its own words: one JSON file a rank and incarnation, so that the first cause can be told.
 
 When one rank fails, its peers fail a moment later inside a collective operation ("Connection closed by peer"). Those
-echoes are recorded too, and `first_cause` passes over them.
+echoes are recorded too; `first_cause` passes over them, unless a rank that hangs or was killed left nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from fmscale.durable import replace
+from fmscale.durable import publish_new
 from fmscale.errors import FmscaleError
 
 ECHOES = ("closed by peer", "gloo", "nccl", "connection reset", "timed out waiting", "broken pipe", "processgroup")
@@ -32,13 +33,17 @@ class Failure:
 
     @property
     def is_echo(self) -> bool:
-        """Whether this only says that another rank is gone."""
+        """Whether this reads as if it only said that another rank is gone; a guess, by its words."""
         text = f"{self.kind} {self.message}".lower()
         return self.exit_code == 1 and any(part in text for part in ECHOES)
 
 
 def record(run_dir: Path, incarnation: str, rank: int, error: BaseException) -> None:
-    """Leave `error` where the supervisor looks; the caller goes on to exit."""
+    """Leave `error` where the supervisor looks; the caller goes on to exit.
+
+    The first word of a rank and incarnation stands: what fails while the rank clears up is a consequence. Where the
+    disk takes no file, the traceback goes to standard error.
+    """
     failure = Failure(
         rank=rank,
         time=time.time(),
@@ -48,12 +53,20 @@ def record(run_dir: Path, incarnation: str, rank: int, error: BaseException) -> 
         trace="".join(traceback.format_exception(error)),
     )
     directory = run_dir / "logs" / "failures"
-    directory.mkdir(parents=True, exist_ok=True)
-    replace(directory / f"{incarnation}-rank-{rank:05d}.json", json.dumps(asdict(failure)).encode())
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        publish_new(directory / f"{incarnation}-rank-{rank:05d}.json", json.dumps(asdict(failure)).encode())
+    except FileExistsError:
+        return
+    except OSError:
+        print(failure.trace, file=sys.stderr, flush=True)
 
 
 def first_cause(run_dir: Path, incarnation: str) -> Failure | None:
-    """The earliest failure of the incarnation that is no echo of another; None: no rank had time to say anything."""
+    """The earliest failure of the incarnation that is no echo, else the earliest echo (`is_echo` tells which).
+
+    None: no rank had time to say anything.
+    """
     files = (run_dir / "logs" / "failures").glob(f"{incarnation}-rank-*.json")
     failures = sorted((Failure(**json.loads(file.read_text())) for file in files), key=lambda f: f.time)
-    return next((failure for failure in failures if not failure.is_echo), None)
+    return next((failure for failure in failures if not failure.is_echo), failures[0] if failures else None)

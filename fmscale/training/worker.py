@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -29,9 +30,9 @@ from fmscale.corpus.loader import Loader, LocalLoader
 from fmscale.corpus.sources import RunData, open_run_data
 from fmscale.errors import CheckpointError, FmscaleError, MachineError
 from fmscale.observe import failure, pids
-from fmscale.observe.events import EventLog
 from fmscale.observe.recorder import Recorder
 from fmscale.topology import Topology
+from fmscale.training.agree import agree_on_checkpoint
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import build_engine
@@ -57,17 +58,18 @@ class RankPlace:
 
 def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
     """Train from the newest valid checkpoint to the last step. Raises FmscaleError for what a user can mend."""
-    device = _prepare_process(config, place)
-    with contextlib.ExitStack() as stack:
+    # The guard is inside: what ends this rank is written down before anything is cleared up, which may block.
+    with contextlib.ExitStack() as stack, guarded(config.run_dir, place.rank):
+        device = _prepare_process(config, place)
         pids.register(config.run_dir, "rank", place.rank)
         control = _join(config, place, device)
-        stack.callback(dist.destroy_process_group)
+        stack.push(_leave_group)
         data = open_run_data(config)
         topology = Topology(dp=config.parallel.dp, pp=config.parallel.pp)
         engine = build_engine(config, topology, place.rank, device)
         stack.callback(engine.close)
         store = CheckpointStore(config.run_dir / "checkpoints")
-        commit = _agree_on_checkpoint(config, store, place, control)
+        commit = agree_on_checkpoint(config, store, place.rank, place.world, control)
         term = _open_term(config, commit, place, control)
         position = Position(term=term, step=0, rows=0, parent=None)
         if commit is not None:
@@ -144,61 +146,10 @@ def _join(config: Config, place: RankPlace, device: torch.device) -> dist.Proces
     return group
 
 
-def _agree_on_checkpoint(
-    config: Config, store: CheckpointStore, place: RankPlace, control: dist.ProcessGroup
-) -> Commit | None:
-    """The newest commit of the run's lineage of which every rank finds its share of the bytes intact."""
-    warn = _Loud(config) if place.rank == 0 else None
-    proposals = _proposals(store, warn) if warn else iter(())
-    refused: list[str] = []
-    while True:
-        # Rank 0's iterator raises where commit markers are damaged and none is left: a run never starts over by itself.
-        offer: list[Any] = [next(proposals, None)]
-        dist.broadcast_object_list(offer, src=0, group=control)
-        commit: Commit | None = offer[0]
-        if commit is None and refused:
-            raise store.none_holds(refused)
-        if commit is None:
-            return None
-        problem = ""
-        try:
-            store.open(commit).verify_share(place.rank, place.world)
-        except CheckpointError as error:
-            problem = str(error)
-        problems: list[str] = [""] * place.world
-        dist.all_gather_object(problems, problem, group=control)
-        first = next((text for text in problems if text), None)
-        if first is None:
-            return commit
-        refused.append(commit.name)
-        if warn:
-            warn(f"{commit.name} is passed over: {first}")
-
-
-class _Loud:
-    """Tells the user and the run's events of every checkpoint that is not believed."""
-
-    def __init__(self, config: Config) -> None:
-        self.events = EventLog(config.run_dir)
-
-    def __call__(self, text: str) -> None:
-        self.events.write("checkpoint_passed_over", text=text)
-        print(f"checkpoint {text}", flush=True)
-
-
-def _proposals(store: CheckpointStore, warn: _Loud) -> Iterator[Commit]:
-    roll_back = os.environ.get("FMSCALE_ROLL_BACK")
-    if not roll_back:
-        return store.candidates(warn)
-    commits = [commit for commit in store.list() if commit.name == roll_back]  # an abandoned branch is good too
-    if not commits:
-        raise CheckpointError(
-            "no such checkpoint to roll back to",
-            expected="one that `fmscale checkpoint list` shows",
-            found=roll_back,
-            do="choose another",
-        )
-    return iter(commits)
+def _leave_group(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    """On an error NCCL's groups are left to the end of the process: to destroy them waits for kernels of dead peers."""
+    if error is None or dist.get_backend() != "nccl":
+        dist.destroy_process_group()
 
 
 def _open_term(config: Config, commit: Commit | None, place: RankPlace, control: dist.ProcessGroup) -> int:
@@ -223,11 +174,15 @@ def _check_identity(commit: Commit, data: RunData) -> None:
 
 @contextlib.contextmanager
 def guarded(run_dir: Path, rank: int) -> Iterator[None]:
-    """Record what ends this rank where the supervisor finds it, then let it go on."""
+    """Record what ends this rank where the supervisor finds it, then let it go on.
+
+    Guards may stand in each other: the first word counts. To be asked to leave is no failure.
+    """
     try:
         yield
-    except BaseException as error:
-        failure.record(run_dir, os.environ.get("FMSCALE_INCARNATION", "unsupervised"), rank, error)
+    except Exception as error:
+        incarnation = os.environ.get("FMSCALE_INCARNATION") or f"unsupervised-{os.getpid()}"
+        failure.record(run_dir, incarnation, rank, error)
         raise
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fmscale.config import Config, load
 from fmscale.errors import MachineError
-from fmscale.training.worker import RankPlace, _prepare_process, place_from_environment
+from fmscale.training.worker import RankPlace, _leave_group, _prepare_process, place_from_environment
 
 
 def node(monkeypatch: pytest.MonkeyPatch, *, gpus: int, ranks: int, local_rank: int) -> None:
@@ -57,3 +58,14 @@ def test_a_rank_obeys_its_place_whatever_it_sees(monkeypatch: pytest.MonkeyPatch
     node(monkeypatch, gpus=0, ranks=8, local_rank=3)
     with pytest.raises(MachineError, match=r"fewer GPUs than ranks(?s:.*)0 visible"):
         _prepare_process(config_of("auto"), replace(place, device="cuda"))
+
+
+def test_after_an_error_the_groups_of_nccl_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To destroy them would wait for kernels that a dead peer never ends."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
+    error = ValueError("the cause")
+    _leave_group(ValueError, error, None)
+    assert dist.is_initialized()
+    _leave_group(None, None, None)
+    assert not dist.is_initialized()

@@ -37,7 +37,7 @@ from fmscale.training.checkpoint_format import (
     read_rank,
 )
 from fmscale.training.checkpoint_reader import CheckpointReader
-from fmscale.training.fragment_file import FileRecord, FragmentLike, hash_file, write_fragment_file
+from fmscale.training.fragment_file import FileRecord, FragmentLike, hash_file, room_for, write_fragment_file
 from fmscale.training.history import checkpoint_names, history
 
 Report = Callable[[str], None]
@@ -59,18 +59,21 @@ class CheckpointStore:
         """Publish what `rank` owns; every rank calls it, once per step and term.
 
         Raises CheckpointError when `term` is not the run's newest or the rank's part exists already; MachineError when
-        there is no room. A failed call leaves nothing of its own behind.
+        there is no room. What a failed call leaves behind is for `abandon`.
         """
         self._fence(term)
         fault_point("ckpt.before_rank", rank)
         directory = self.root / directory_name(step, term)
-        directory.mkdir(parents=True, exist_ok=True)
-        fsync_directory(self.root)
+        with room_for(directory, 4096):
+            directory.mkdir(parents=True, exist_ok=True)
+            fsync_directory(self.root)
         try:
             data, records = write_fragment_file(directory / data_name(rank), fragments, rank)
             fault_point("ckpt.after_data", rank)
             record = RankRecord(step=step, term=term, rank=rank, data=data, fragments=tuple(records))
-            publish_new(directory / json_name(rank), record.to_bytes())
+            content = record.to_bytes()
+            with room_for(directory / json_name(rank), len(content)):
+                publish_new(directory / json_name(rank), content)
         except FileExistsError as error:
             raise CheckpointError(
                 f"rank {rank} has written checkpoint {directory.name} before",
@@ -95,7 +98,8 @@ class CheckpointStore:
 
         parent: name of the checkpoint before it in this term, else of the one that the term was opened from.
         Raises CheckpointError: a term that is not the newest (before or after), ranks that did not publish in
-        `timeout_s`, parts that leave gaps, overlap or are foreign, a checkpoint that is committed already.
+        `timeout_s`, parts that leave gaps, overlap or are foreign, a checkpoint that is committed already. MachineError
+        when there is no room.
         """
         self._fence(term)
         record = load_term(self.run_dir, term)
@@ -128,7 +132,8 @@ class CheckpointStore:
         self._fence(term)
         fault_point("ckpt.before_commit")
         try:
-            publish_new(directory / MARKER, content)
+            with room_for(directory / MARKER, len(content)):
+                publish_new(directory / MARKER, content)
         except FileExistsError as error:
             raise CheckpointError(
                 f"checkpoint {directory.name} is committed already",
@@ -150,7 +155,7 @@ class CheckpointStore:
                     f"checkpoint {directory.name} is not committed: ranks did not finish writing",
                     expected=f"the parts of {world} ranks within {timeout_s:g} s",
                     found=f"nothing from rank {', '.join(map(str, missing[:8]))}{' ...' if missing[8:] else ''}",
-                    do="look at those ranks' logs; training goes on from memory, the checkpoint before stands",
+                    do="look at those ranks' logs; the checkpoint before stands, and a restart goes on from it",
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.5)
@@ -236,18 +241,20 @@ class CheckpointStore:
 
     # --- removing
 
-    def prune(self, keep: int, newest: Commit, report: Report = _warn) -> Sequence[str]:
+    def prune(self, keep: int, newest: Commit, report: Report = _warn, *, read_back: bool = True) -> Sequence[str]:
         """Remove what is older than the `keep` newest of the lineage; names of what was removed.
 
-        newest: what `commit` returned. It is read whole first; if it does not hold, CheckpointError and nothing is
-        removed. The one that the newest term was opened from stays. Saves that did not finish are removed and reported
-        once they cannot finish any more; commits outside the lineage (zombies', rolled back, damaged) once this term
-        has `keep` commits of its own. COMMIT.json goes first, so that a half removed directory is never believed.
+        newest: what `commit` returned. It is read whole first (read_back=False: the ranks have just done so, each its
+        share); if it does not hold, CheckpointError and nothing is removed. The one that the newest term was opened
+        from stays. Saves that did not finish are removed and reported once they cannot finish any more; commits outside
+        the lineage (zombies', rolled back, damaged) once this term has `keep` commits of its own. COMMIT.json goes
+        first, so that a half removed directory is never believed.
         """
         term = newest.term
         self._fence(term)
         assert keep >= 1, "prune keeps the newest"
-        self.verify(newest.name)
+        if read_back:
+            self.verify(newest.name)
         past = [found for _, found in history(self.root) if isinstance(found, Commit)]
         assert past[0].commit_hash == newest.commit_hash, f"{newest.name} is not the newest of the lineage"
         stay = {commit.name for commit in past[:keep]} | {load_term(self.run_dir, term).parent}
@@ -271,6 +278,13 @@ class CheckpointStore:
                 if why:
                     report(f"{name} is removed: {why}")
         return removed
+
+    def abandon(self, step: int, term: int) -> None:
+        """Remove the parts of a save that failed, and so make room; no rank is writing any more."""
+        directory = self.root / directory_name(step, term)
+        if directory.exists():
+            assert not (directory / MARKER).exists(), f"{directory.name} is committed"
+            self._remove(directory)
 
     def _remove(self, directory: Path) -> None:
         (directory / MARKER).unlink(missing_ok=True)

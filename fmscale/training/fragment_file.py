@@ -8,11 +8,12 @@ and hashed (xxh3_128) while it is written. Any safetensors client opens the file
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -84,7 +85,7 @@ def write_fragment_file(
         raise _no_room(path, size, free)
     temporary = temporary_name(path)
     try:
-        with open(temporary, "wb") as file:
+        with room_for(path, size), open(temporary, "wb") as file:
             hasher = xxhash.xxh3_128(header)
             file.write(header)
             for i, fragment in enumerate(by_kind):
@@ -98,14 +99,23 @@ def write_fragment_file(
                     file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        link_new(temporary, path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise _no_room(path, size, shutil.disk_usage(path.parent).free, error.strerror or "") from error
-        raise
+        with room_for(path, size):
+            link_new(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return FileRecord(file=path.name, bytes=size, hash=hasher.hexdigest()), records
+
+
+@contextlib.contextmanager
+def room_for(path: Path, size: int) -> Iterator[None]:
+    """Raises MachineError where the block, writing `path` of `size` bytes, meets a full disk or a used up quota."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        there = next(parent for parent in path.parents if parent.exists())
+        raise _no_room(path, size, shutil.disk_usage(there).free, error.strerror or "") from error
 
 
 def hash_file(path: Path) -> str:

@@ -19,12 +19,13 @@ from fmscale.config import Config, to_yaml
 from fmscale.corpus.batch import Batch, batch_hash, combine, hash_hex
 from fmscale.corpus.loader import Loader
 from fmscale.corpus.sources import RunData
-from fmscale.errors import FmscaleError, MachineError
+from fmscale.errors import CheckpointError, FmscaleError, MachineError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.recorder import Recorder
 from fmscale.tokenizer import Tokenizer
 from fmscale.topology import Topology, rank_rows
 from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import Engine, StepOutput
 from fmscale.training.schedule import learning_rate
 
@@ -37,7 +38,7 @@ class Position:
     step: int
     rows: int
     parent: str | None
-    """Name of the newest checkpoint behind it; rank 0 keeps it."""
+    """Name of the newest checkpoint behind it that held when it was read back."""
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -73,7 +74,7 @@ class Trainer:
             batch = next(batches)
             waited = time.perf_counter() - started
             self._require_own_rows(batch)
-            lr = learning_rate(step, last, config.optim.lr, config.schedule)
+            lr = learning_rate(step - 1, last, config.optim.lr, config.schedule)  # of the updates made so far
             output = self.engine.train_batch(batch, lr)
             digest = self._global_hash(batch)
             self.position = replace(self.position, step=step, rows=self.position.rows + config.train.global_batch)
@@ -142,41 +143,81 @@ class Trainer:
         return int(total)
 
     def save(self) -> None:
-        """Every rank writes what it owns; rank 0 commits once all have.
+        """Every rank writes what it owns, rank 0 commits once all have, and every rank reads its share back.
 
-        A disk without room costs this checkpoint and not the run, unless it is the last one: then MachineError.
+        A disk without room, or one that gives back other bytes, costs this checkpoint and not the run, unless it is
+        the last one: then MachineError.
         """
-        position = self.position
         started = time.perf_counter()
+        commit = self._write_and_commit()
+        if isinstance(commit, MachineError):
+            if self.rank == 0:
+                self.store.abandon(self.position.step, self.position.term)
+            self._go_on_without(commit, f"no checkpoint at step {self.position.step}")
+            return
+        if self.recorder is not None:
+            self.recorder.checkpoint(commit.name, commit.step, time.perf_counter() - started)
+        doubt = self._first(self._read_back(commit))
+        if doubt is not None:
+            self._go_on_without(doubt, f"{commit.name} does not read back as it was written, nothing older is removed")
+            return
+        self.position = replace(self.position, parent=commit.name)
+        if self.recorder is not None:
+            self.store.prune(self.config.checkpoint.keep, commit, self.recorder.remark, read_back=False)
+
+    def _write_and_commit(self) -> Commit | MachineError:
+        """The same on every rank: the new commit, or why there is none."""
+        position = self.position
         problem: MachineError | None = None
         try:
             self.store.write_rank(position.step, position.term, self.rank, self.engine.fragments())
         except MachineError as error:
             problem = error
+        if (first := self._first(problem)) is not None:
+            return first
+        outcome: list[Commit | MachineError | None] = [None]
+        if self.recorder is not None:
+            self.recorder.before_commit()
+            try:
+                outcome[0] = self.store.commit(
+                    position.step,
+                    position.term,
+                    self.topology.world_size,
+                    position.rows,
+                    position.parent,
+                    self._state(),
+                    self.config.launch.timeout_s,
+                )
+            except MachineError as error:
+                outcome[0] = error
+        dist.broadcast_object_list(outcome, src=0, group=self.control)
+        assert outcome[0] is not None, "rank 0 records, so rank 0 committed"
+        return outcome[0]
+
+    def _read_back(self, commit: Commit) -> MachineError | None:
+        """What is wrong with this rank's share of a new checkpoint."""
+        try:
+            self.store.open(commit).verify_share(self.rank, self.topology.world_size)
+        except CheckpointError as error:
+            return MachineError(
+                "a checkpoint changed as it was written",
+                expected="the bytes that were handed to the file system",
+                found=" ".join(str(error).split()),
+                do="check the disk; the same command again goes on from the checkpoint before",
+            )
+        return None
+
+    def _first(self, problem: MachineError | None) -> MachineError | None:
+        """The problem of the lowest rank that has one; the same on every rank."""
         problems: list[MachineError | None] = [None] * self.topology.world_size
         dist.all_gather_object(problems, problem, group=self.control)
-        first = next((error for error in problems if error is not None), None)
-        if first is not None and position.step == self.config.train.steps:
-            raise first
-        if self.rank:
-            return
-        assert self.recorder is not None, "rank 0 records"
-        if first is not None:
-            self.recorder.remark(f"no checkpoint at step {position.step}, training goes on: {first}")
-            return
-        self.recorder.before_commit()
-        commit = self.store.commit(
-            position.step,
-            position.term,
-            self.topology.world_size,
-            position.rows,
-            position.parent,
-            self._state(),
-            self.config.launch.timeout_s,
-        )
-        self.position = replace(position, parent=commit.name)
-        self.recorder.checkpoint(commit.name, position.step, time.perf_counter() - started)
-        self.store.prune(self.config.checkpoint.keep, commit, self.recorder.remark)
+        return next((error for error in problems if error is not None), None)
+
+    def _go_on_without(self, error: MachineError, what: str) -> None:
+        if self.position.step == self.config.train.steps:
+            raise error
+        if self.recorder is not None:
+            self.recorder.remark(f"{what}, training goes on: {error}")
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors; plain JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,8 +19,10 @@ from fmscale.corpus.batch import Batch
 from fmscale.corpus.loader import LocalLoader
 from fmscale.corpus.replay import replay
 from fmscale.observe.events import read_events
+from fmscale.observe.failure import first_cause
 from fmscale.observe.metrics import eval_series, series
 from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.fragment_file import room_for
 from fmscale.training.lease import Lease
 from fmscale.training.worker import RankPlace, run_rank
 from launcher.snapshot import enter
@@ -93,6 +96,15 @@ def test_batches_are_those_of_order_and_the_same_for_any_number_of_ranks(
     assert losses(three) == pytest.approx(losses(plain), rel=TOLERANCE)
 
 
+def test_the_learning_rate_rises_to_the_peak_and_ends_on_the_last_rate(plain: Config) -> None:
+    assert (plain.schedule.warmup_steps, plain.train.steps, plain.schedule.final_lr_ratio) == (2, 12, 0.1)
+    rates = {line["step"]: line["lr"] for line in series(plain.run_dir)}
+    assert rates[1] == pytest.approx(plain.optim.lr / 2)  # the first update has a rate, and half of the peak
+    assert rates[2] == pytest.approx(plain.optim.lr)  # the last one of the warm-up has the peak
+    assert rates[7] == pytest.approx(plain.optim.lr * (1 + 0.1) / 2)  # 5 of the 10 updates of the decay
+    assert rates[12] == pytest.approx(plain.optim.lr * 0.1)
+
+
 def test_evaluation_and_checkpoints_change_no_bit(root: Path, words: Path, plain: Config) -> None:
     quiet = config_of(root, words, "quiet", "train.steps=12", "eval.every_steps=0", "checkpoint.every_steps=0")
     busy = config_of(root, words, "busy", "train.steps=12", "eval.every_steps=1", "checkpoint.every_steps=1")
@@ -160,9 +172,7 @@ def test_a_damaged_checkpoint_is_passed_over_loudly(root: Path, words: Path, pla
     go(config)
     newest = CheckpointStore(config.run_dir / "checkpoints").list()[-1].name
     file = config.run_dir / "checkpoints" / newest / "rank-00000.safetensors"
-    raw = bytearray(file.read_bytes())
-    raw[len(raw) // 2] ^= 1
-    file.write_bytes(raw)
+    flip(file)
     go(replace(config, train=replace(config.train, steps=12)))
     reports = [event["text"] for event in read_events(config.run_dir) if event["kind"] == "checkpoint_passed_over"]
     assert len(reports) == 1
@@ -184,12 +194,113 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(root: Path, words: Path,
     config = config_of(root, words, "full-disk", "train.steps=8", "parallel.dp=2")
     go(config, env={"FAULTS": "ckpt.mid_rank/1:enospc"})
     remarks = [event["text"] for event in read_events(config.run_dir) if event["kind"] == "remark"]
+    assert len(remarks) == 1, "the parts of the failed save are gone before the next one cleans up"
     assert "no checkpoint at step 4, training goes on: a checkpoint could not be written" in remarks[0]
     assert [commit.step for commit in CheckpointStore(config.run_dir / "checkpoints").list()] == [8]
     assert hashes(config) == hashes(plain)[:8]
     last = config_of(root, words, "full-disk-at-the-end", "train.steps=4")
     with pytest.raises(RankError, match="a checkpoint could not be written"):
         go(last, env={"FAULTS": "ckpt.mid_rank:enospc"})
+    assert os.listdir(last.run_dir / "checkpoints") == []
+
+
+class FailsBeforeItsCommit(LocalLoader):
+    """The disk is full when rank 0 commits the checkpoint of step 4, after all parts were written."""
+
+    def __init__(self, config: Config, data: Any, data_rank: int) -> None:
+        super().__init__(config, data, data_rank)
+        store_commit, tree = CheckpointStore.commit, config.run_dir / "checkpoints"
+
+        def commit(self: CheckpointStore, step: int, *args: Any, **more: Any) -> Any:
+            if step == 4:
+                assert len(list(tree.glob("step-00000004.t0001/rank-*.json"))) == 2
+                with room_for(tree / "COMMIT.json", 1):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+            assert not list(tree.glob("step-00000004*")), "the disk has its room back at once"
+            return store_commit(self, step, *args, **more)
+
+        CheckpointStore.commit = commit  # type: ignore[method-assign]
+
+
+def test_a_failed_save_gives_the_disk_its_room_back_at_once(root: Path, words: Path, plain: Config) -> None:
+    config = config_of(root, words, "full-at-commit", "train.steps=8", "parallel.dp=2")
+    go(config, make_loader=FailsBeforeItsCommit)
+    assert [commit.step for commit in CheckpointStore(config.run_dir / "checkpoints").list()] == [8]
+    assert hashes(config) == hashes(plain)[:8]
+
+
+class DamagesItsCheckpoint(LocalLoader):
+    """A bit of rank 1's part, and rank 0's COMMIT.json, change after the checkpoint of step 8 was committed."""
+
+    def __init__(self, config: Config, data: Any, data_rank: int) -> None:
+        super().__init__(config, data, data_rank)
+        store_commit = CheckpointStore.commit
+
+        def commit(self: CheckpointStore, step: int, *args: Any, **more: Any) -> Any:
+            result = store_commit(self, step, *args, **more)
+            if step == 8:
+                flip(self.root / result.name / "rank-00001.safetensors")
+                (self.root / result.name / "COMMIT.json").write_text("{}")
+            return result
+
+        def verify(self: CheckpointStore, name: str) -> None:
+            raise AssertionError(f"rank 0 reads all of {name} alone")
+
+        CheckpointStore.commit, CheckpointStore.verify = commit, verify  # type: ignore[method-assign]
+
+
+def flip(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
+def test_a_checkpoint_that_does_not_read_back_removes_nothing_and_training_goes_on(
+    root: Path, words: Path, plain: Config
+) -> None:
+    """Each rank reads its own share; the next save has the one before as its parent, and removes what is too many."""
+    config = config_of(root, words, "bad-disk", "train.steps=16", "parallel.dp=2", "checkpoint.keep=2")
+    go(config, make_loader=DamagesItsCheckpoint)
+    remarks = [event["text"] for event in read_events(config.run_dir) if event["kind"] == "remark"]
+    assert "step-00000008.t0001 does not read back as it was written, nothing older is removed" in remarks[0]
+    assert "rank-00001.safetensors" in remarks[0]
+    assert "step-00000008.t0001 is removed: outside the run's lineage, or damaged" in remarks[1]
+    commits = CheckpointStore(config.run_dir / "checkpoints").list()
+    assert [(commit.step, commit.parent) for commit in commits] == [
+        (12, "step-00000004.t0001"),
+        (16, "step-00000012.t0001"),
+    ]
+    assert hashes(config)[:12] == hashes(plain)
+    last = config_of(root, words, "bad-disk-at-the-end", "train.steps=8", "parallel.dp=2", "checkpoint.keep=2")
+    with pytest.raises(RankError, match="MachineError: a checkpoint changed as it was written"):
+        go(last, make_loader=DamagesItsCheckpoint)
+
+
+class FailsTwice(LocalLoader):
+    """Fails at its first batch, and again when it is closed, after a look at what the run has been told."""
+
+    def __init__(self, config: Config, data: Any, data_rank: int) -> None:
+        super().__init__(config, data, data_rank)
+        self._run_dir = config.run_dir
+
+    def batches(self, first_row: int) -> Iterator[Batch]:
+        raise ValueError("the cause")
+
+    def close(self) -> None:
+        super().close()
+        cause = first_cause(self._run_dir, "tested")
+        (self._run_dir / "known-at-close").write_text(cause.message if cause else "nothing")
+        raise KeyError("a consequence")
+
+
+def test_the_cause_is_written_down_before_anything_is_closed(root: Path, words: Path) -> None:
+    config = config_of(root, words, "fails-twice")
+    with pytest.raises(RankError, match="a consequence"):
+        go(config, make_loader=FailsTwice, env={"FMSCALE_INCARNATION": "tested"})
+    assert (config.run_dir / "known-at-close").read_text() == "the cause"
+    cause = first_cause(config.run_dir, "tested")
+    assert cause is not None
+    assert cause.message == "the cause"
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(root: Path, words: Path) -> None:
@@ -211,6 +322,21 @@ def test_a_crash_after_a_roll_back_does_not_bring_the_abandoned_branch_back(root
     assert [record.parent for record in Lease(config.run_dir).terms()] == [None, names[0], names[0]]
     terms = {line["step"]: line["term"] for line in series(config.run_dir)}
     assert terms == {step: 1 if step <= 4 else 3 for step in range(1, 15)}
+
+
+def test_a_roll_back_to_what_is_damaged_or_not_there_says_so(root: Path, words: Path) -> None:
+    config = config_of(root, words, "rolled-back-badly", "train.steps=12", "parallel.dp=2")
+    go(config)
+    store = CheckpointStore(config.run_dir / "checkpoints")
+    first, second, _ = [commit.name for commit in store.list()]
+    flip(store.root / first / "rank-00001.safetensors")
+    (store.root / second / "COMMIT.json").write_text("{}")
+    for name in (first, second):
+        with pytest.raises(RankError, match=rf"the checkpoint to roll back to is damaged(?s:.*)found: {name}"):
+            go(config, env={"FMSCALE_ROLL_BACK": name})
+    with pytest.raises(RankError, match=r"no such checkpoint to roll back to(?s:.*)found: step-00000009\.t0001"):
+        go(config, env={"FMSCALE_ROLL_BACK": "step-00000009.t0001"})
+    assert [record.term for record in Lease(config.run_dir).terms()] == [1]
 
 
 def test_a_flipped_byte_in_a_shard_ends_training_before_its_use(root: Path, tmp_path: Path, words: Path) -> None:

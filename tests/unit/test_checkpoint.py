@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -14,8 +16,10 @@ from safetensors import safe_open
 
 from fmscale.errors import CheckpointError, MachineError
 from fmscale.observe.terms import load_term
+from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import KINDS, Commit, parse_directory_name
 from fmscale.training.fragment_file import write_fragment_file
+from fmscale.training.history import checkpoint_names
 from fmscale.training.lease import Lease
 from tests.checkpoints import SHAPES, Piece, assert_holds, deal, pieces, save, start, store_of, two_checkpoints, values
 
@@ -142,8 +146,9 @@ def test_a_fragment_outside_its_parameter_is_a_bug(tmp_path: Path) -> None:
 def test_a_rank_that_never_writes_is_named(tmp_path: Path) -> None:
     term, store = start(tmp_path), store_of(tmp_path)
     store.write_rank(1, term, 1, pieces(1))
-    with pytest.raises(CheckpointError, match="nothing from rank 0, 2"):
+    with pytest.raises(CheckpointError, match="nothing from rank 0, 2") as caught:
         store.commit(1, term, 3, 4, None, {}, timeout_s=0.05)
+    assert "a restart goes on from it" in str(caught.value)
 
 
 def test_a_second_commit_and_a_second_part_are_refused(tmp_path: Path) -> None:
@@ -198,6 +203,55 @@ def test_no_room_is_known_before_writing(tmp_path: Path, monkeypatch: pytest.Mon
         store.write_rank(1, term, 0, pieces(1))
     assert "rank-00000.safetensors" in str(caught.value)
     assert list((tmp_path / "checkpoints" / "step-00000001.t0001").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["step-00000001.t0001", "rank-00000.json", "COMMIT.json"])
+def test_a_disk_that_fills_up_at_any_file_is_told_and_the_parts_can_be_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    term, store = start(tmp_path), store_of(tmp_path)
+
+    def full(*paths: object, **more: object) -> None:
+        if any(Path(str(path)).name == name for path in paths):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        before(*paths, **more)
+
+    owner, function = (os, "mkdir") if name.startswith("step") else (os, "link")
+    before = getattr(owner, function)
+    monkeypatch.setattr(owner, function, full)
+    with pytest.raises(MachineError, match=rf"bytes for .*{name}\n.*free \(No space left on device\)"):
+        write_and_commit(store, term)
+    store.abandon(1, term)
+    assert checkpoint_names(store.root) == []
+    monkeypatch.undo()
+    assert write_and_commit(store, term).step == 1
+
+
+def write_and_commit(store: CheckpointStore, term: int) -> Commit:
+    store.write_rank(1, term, 0, pieces(1))
+    return store.commit(1, term, 1, 4, None, {})
+
+
+def test_what_is_committed_is_not_given_up(tmp_path: Path) -> None:
+    term, store = start(tmp_path), store_of(tmp_path)
+    commit = write_and_commit(store, term)
+    with pytest.raises(AssertionError, match="is committed"):
+        store.abandon(1, term)
+    store.verify(commit.name)
+
+
+def test_only_a_caller_whose_ranks_have_read_it_prunes_without_reading(tmp_path: Path) -> None:
+    term = start(tmp_path)
+    commits = [save(tmp_path, 10, term, None)]
+    for step in (20, 30):
+        commits.append(save(tmp_path, step, term, commits[-1].name))
+    file = tmp_path / "checkpoints" / commits[-1].name / "rank-00001.safetensors"
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="rank-00001"):
+        store_of(tmp_path).prune(2, commits[-1])
+    assert list(store_of(tmp_path).list()) == commits
+    assert store_of(tmp_path).prune(2, commits[-1], read_back=False) == [commits[0].name]
 
 
 def test_another_version_is_refused_by_name(tmp_path: Path) -> None:

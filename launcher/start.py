@@ -103,8 +103,8 @@ def _be_a_rank(config: Config, roll_back: str | None) -> None:
             do="run `fmscale train ... --roll-back NAME` without torchrun; launch.backend=torchrun is fine",
         )
     die_with_parent()  # torchrun's agent does not take its ranks along when it is killed
-    place = place_from_environment(config)
-    with guarded(config.run_dir, place.rank):
+    with guarded(config.run_dir, int(os.environ["RANK"])):
+        place = place_from_environment(config)
         if place.rank:
             run_rank(config, place, LocalLoader)
             return

@@ -75,6 +75,7 @@ def test_the_budget_ends_and_a_save_that_was_killed_is_not_taken_for_the_end(tmp
     assert len(list((run.directory / "lease").glob("term-*"))) == before
 
 
+@pytest.mark.slow
 def test_taking_over_ends_the_old_holder_and_not_the_new_one(tmp_path: Path, words: Path) -> None:
     old = Run(tmp_path, "taken", words, ["train.steps=60", "checkpoint.every_steps=5"])
     new = Run(tmp_path, "taken", words, old.settings)
@@ -93,6 +94,7 @@ def test_taking_over_ends_the_old_holder_and_not_the_new_one(tmp_path: Path, wor
     assert [term.term for term in Lease(old.directory).terms()] == [1, 2]
 
 
+@pytest.mark.slow
 def test_rolling_back_from_the_command_line(tmp_path: Path, words: Path) -> None:
     run = Run(tmp_path, "back", words, ["train.steps=8"])
     run.train()
@@ -128,6 +130,7 @@ def test_the_users_own_torchrun(tmp_path: Path, words: Path) -> None:
     assert run.pids("rank") == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
 def test_what_the_machine_lacks_is_said_at_once(tmp_path: Path, words: Path) -> None:
     run = Run(tmp_path, "gpus", words, ["launch.backend=ray", "launch.device=cuda", "parallel.dp=2"])

@@ -1,0 +1,101 @@
+"""`fmscale data` and `fmscale tokenizer`: raw text to corpora. What all commands share in arguments stands here too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+data_app = typer.Typer(help="Raw text to token shards, and a look at them.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train a tokenizer.", no_args_is_help=True)
+
+Settings = Annotated[list[str], typer.Argument(help="YAML files and key=value settings, later ones win.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """YAML files and key=value settings."""
+    is_file = [argument.endswith((".yaml", ".yml")) and "=" not in argument for argument in arguments]
+    files = [a for a, file in zip(arguments, is_file, strict=True) if file]
+    return files, [a for a, file in zip(arguments, is_file, strict=True) if not file]
+
+
+def show_record(record: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(record))
+        return
+    for key, value in record.items():
+        typer.echo(f"{key:<22} {json.dumps(value) if isinstance(value, dict | list) else value}")
+
+
+@data_app.command()
+def prepare(settings: Settings) -> None:
+    """Turn raw text into a corpus: clean, de-duplicate, tokenise, write shards. A recipe YAML or key=value settings."""
+    from data_pipeline.pipeline import load_recipe
+    from data_pipeline.run import prepare as run
+    from launcher.ray_cluster import cluster
+
+    files, overrides = split(settings)
+    recipe = load_recipe(files, overrides)
+    with cluster(min_cpus=1):
+        manifest = run(recipe)
+    train_split = manifest.split("train")
+    typer.echo(f"corpus {recipe.output}: {train_split.tokens:,} training tokens in {train_split.chunks} chunks")
+
+
+@data_app.command()
+def verify(corpus: Path) -> None:
+    """Read every byte of a corpus and compare it with its hashes."""
+    from data_pipeline.progress import progress
+    from fmscale.corpus.shards import manifests
+    from fmscale.corpus.verify import survey
+
+    total = sum(shard.bytes for _, manifest in manifests(corpus) for shard in manifest.shards)
+    with progress("verify", total) as advance:
+        report = survey(corpus, advance)
+    for line in report.damage:
+        typer.echo(f"damaged: {line}")
+    for line in report.foreign:
+        typer.echo(f"foreign, ignored when reading: {line}")
+    report.check()
+    typer.echo(f"{corpus}: {report}")
+
+
+@data_app.command()
+def inspect(corpus: Path, as_json: AsJson = False) -> None:
+    """What is in a corpus: splits, counts, tokenizer, a first document."""
+    from fmscale.corpus.verify import inspect as run
+
+    show_record(run(corpus), as_json)
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    inputs: Annotated[list[str], typer.Argument(help="JSONL or text files, directories or globs.")],
+    output: Annotated[Path, typer.Option(help="The model file to write.")],
+    vocab_size: Annotated[int, typer.Option(help="Tokens, reserved ones included.")] = 32_768,
+    kind: Annotated[Literal["bpe", "unigram"], typer.Option(help="Segmentation model.")] = "bpe",
+    text_field: Annotated[str, typer.Option(help="Field of a JSONL record that holds the text.")] = "text",
+    sample_mb: Annotated[float, typer.Option(help="Text to learn from; a sample by hash of the documents.")] = 100.0,
+    threads: Annotated[int, typer.Option(help="CPU threads; the result may depend on it.")] = 2,
+    recipe: Annotated[list[str] | None, typer.Option(help="YAML of `data prepare`: keeps held-out text out.")] = None,
+) -> None:
+    """Learn a SentencePiece vocabulary with byte fallback and the reserved tokens of docs/formats.md."""
+    from data_pipeline.pipeline import Recipe
+    from data_pipeline.run import train_tokenizer
+    from fmscale.settings import load_settings
+
+    trained = train_tokenizer(
+        inputs,
+        text_field=text_field,
+        recipe=load_settings(Recipe, recipe) if recipe else None,
+        out=output,
+        vocab_size=vocab_size,
+        kind=kind,
+        sample_bytes=int(sample_mb * 1e6),
+        threads=threads,
+    )
+    typer.echo(f"tokenizer {output}: {trained.vocab_size:,} tokens, fingerprint {trained.fingerprint}")

@@ -48,6 +48,24 @@ def _as_one(hashes: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
     return np.ascontiguousarray(hashes).view("V16").ravel()
 
 
+def which_in(hashes: U64, members: U64) -> npt.NDArray[np.bool_]:
+    """bool[n]: which of `hashes` are among `members`, which are sorted; costs n log m, where np.isin sorts both."""
+    if not len(members):
+        return np.zeros(len(hashes), bool)
+    place = np.searchsorted(members, hashes)
+    place[place == len(members)] = 0
+    found: npt.NDArray[np.bool_] = members[place] == hashes
+    return found
+
+
+def unique_in_place(hashes: U64) -> U64:
+    """The sorted members of `hashes`, which is left sorted: less than half the memory of np.unique."""
+    hashes.sort()
+    new = np.ones(len(hashes), bool)
+    np.not_equal(hashes[1:], hashes[:-1], out=new[1:])
+    return hashes[new]
+
+
 def ngram_hashes(texts: Sequence[str], n: int) -> tuple[U64, npt.NDArray[np.int64]]:
     """(hash [m], index of its text [m]) of every run of `n` words inside one text; fewer words, no n-gram."""
     words, owners = _word_hashes(texts)
@@ -70,7 +88,8 @@ class NgramSet:
         bits = min(max(16, len(hashes).bit_length() + 3), 30)  # 1 in 8 strangers passes, or fewer
         self._shift = np.uint64(64 - bits)
         self._filter = np.zeros(1 << bits, bool)
-        self._filter[(hashes >> self._shift).astype(np.intp)] = True
+        for begin in range(0, len(hashes), _SLICE):  # in slices, so that no second set stands in memory meanwhile
+            self._filter[(hashes[begin : begin + _SLICE] >> self._shift).astype(np.intp)] = True
         self.met = np.zeros(len(hashes), bool)
         """Which members `meet` has seen."""
 

@@ -12,16 +12,18 @@ step that loses documents is found at once.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+import xxhash
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     id: str
-    """The record's own id, or `SOURCE:RECORD`. Held-out decisions and lineage go by it."""
+    """The record's own id, or where it has none `text_id` of its text, so that its place decides nothing."""
     text: str
     source: str = ""
     """Name of the input file, relative to the input that was asked for."""
@@ -37,6 +39,11 @@ class Document:
 
 Step = Callable[[Iterable[Document]], Iterator[Document]]
 """One document out for each one in, in the same order. The same result each time: a recipe's steps run twice."""
+
+
+def text_id(text: str) -> str:
+    """What stands for the id of a document without one: a hash of its text as it was read. No surrogates in `text`."""
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
 
 
 def drop(document: Document, reason: str) -> Document:
@@ -61,7 +68,9 @@ def through(documents: Iterable[Document], steps: Sequence[Step], dropped: Count
 
 def _around(step: Step, documents: Iterator[Document]) -> Iterator[Document]:
     """`step` over the documents that are still kept, the rejected ones put back in their places."""
-    waiting: list[Document | None] = []  # what the step has not answered yet: None stands for one that it was given
+    waiting: deque[Document | None] = (
+        deque()
+    )  # what the step has not answered yet: None stands for one that it was given
 
     def kept() -> Iterator[Document]:
         for document in documents:
@@ -73,10 +82,10 @@ def _around(step: Step, documents: Iterator[Document]) -> Iterator[Document]:
 
     for answer in step(kept()):
         while waiting and (rejected := waiting[0]) is not None:
-            waiting.pop(0)
+            waiting.popleft()
             yield rejected
         assert waiting, f"step {_name(step)} returned more documents than it was given"
-        waiting.pop(0)
+        waiting.popleft()
         yield answer
     for left in waiting:
         assert left is not None, f"step {_name(step)} lost documents: reject with drop(document, reason)"

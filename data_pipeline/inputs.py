@@ -23,6 +23,7 @@ from fmscale.errors import DataError
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 COMPRESSIONS = (".gz", ".zst")
+LINK = "symbolic link to a directory"
 MAX_RECORD_BYTES = 1 << 28
 """A longer line is no record but a file of another kind."""
 PIECE_BYTES = 1 << 25
@@ -61,7 +62,7 @@ class Inputs:
     files: tuple[InputFile, ...]
     tasks: tuple[tuple[Piece, ...], ...]
     left_out: dict[str, int]
-    """Files below an input directory that are of no known kind, by suffix."""
+    """What stands below an input directory and is not read: files of no known kind by suffix, links to directories."""
 
     @property
     def bytes(self) -> int:
@@ -84,10 +85,11 @@ def pin(patterns: Sequence[str], task_bytes: int = 0) -> Inputs:
 
     Order: patterns as given, names sorted below each; a file that two patterns match counts once. `task_bytes` 0: a
     32nd of the whole, at least 1 MiB and at most 512 MiB. Raises DataError: no pattern at all, a pattern that matches
-    nothing, a directory without a known kind of file, an unreadable file, a line longer than a record may be.
+    nothing, a directory without a known kind of file, an unreadable file or directory, a line longer than a record
+    may be.
     """
     found, left_out = _find(patterns)
-    total = sum(os.path.getsize(path) for path, _ in found)
+    total = sum(_size(path) for path, _ in found)
     task_bytes = task_bytes or min(max(total // 32, 1 << 20), 1 << 29)
     with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter lock
         read = list(pool.map(lambda item: _hash_and_cut(item[0], item[1][0], item[1][1], task_bytes), enumerate(found)))
@@ -132,8 +134,11 @@ def _directory(root: str, left_out: Counter[str]) -> list[tuple[str, str]]:
     """Every file of a known kind below `root`; hidden files and directories are no input."""
     known: list[tuple[str, str]] = []
     others: Counter[str] = Counter()
-    for folder, folders, files in os.walk(root):
+    for folder, folders, files in os.walk(root, onerror=_cannot_list):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        # Not followed: a link may lead back up, or to files that are listed already. Name its target as an input.
+        if links := sum(os.path.islink(os.path.join(folder, name)) for name in folders):
+            others[LINK] += links
         for file in files:
             if file.startswith("."):
                 continue
@@ -145,7 +150,7 @@ def _directory(root: str, left_out: Counter[str]) -> list[tuple[str, str]]:
         raise DataError(
             "an input directory holds no text",
             expected=f"files that end in {' '.join(JSONL_SUFFIXES + TEXT_SUFFIXES)}, plain or .gz or .zst",
-            found=f"{root} with {others.total()} files of other kinds",
+            found=f"{root} with {', '.join(f'{count} {kind}' for kind, count in sorted(others.items())) or 'nothing'}",
             do="name the files by a glob, for example 'inputs=[raw/**/*.log]': each then is one plain-text document",
         )
     left_out.update(others)
@@ -186,13 +191,28 @@ def _hash_and_cut(index: int, path: str, name: str, task_bytes: int) -> tuple[In
                     start += len(block)
                 pieces.append(Piece(index, 0, start, 0, whole.hexdigest()))
     except OSError as error:
-        raise DataError(
-            "an input file cannot be read",
-            expected="a readable file",
-            found=f"{path}: {error.strerror}",
-            do="mend its permissions, or leave it out of inputs",
-        ) from error
+        raise _unreadable("file", path, error) from error
     return InputFile(path, name, kind, compression, start, whole.hexdigest()), pieces
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError as error:
+        raise _unreadable("file", path, error) from error
+
+
+def _cannot_list(error: OSError) -> None:
+    raise _unreadable("directory", str(error.filename), error) from error
+
+
+def _unreadable(kind: str, path: str, error: OSError) -> DataError:
+    return DataError(
+        f"an input {kind} cannot be read",
+        expected=f"a readable {kind}",
+        found=f"{path}: {error.strerror}",
+        do="mend its permissions (or the link that it is), or leave it out of inputs",
+    )
 
 
 def read_lines(file: BinaryIO, size: int, name: str) -> bytes:

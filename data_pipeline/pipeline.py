@@ -37,7 +37,7 @@ class Recipe:
     """tokenizer.model, written by `fmscale tokenizer train`."""
     text_field: str = "text"
     id_field: str = "id"
-    """Field with a document's id; a record without one is called FILE:RECORD."""
+    """Field with a document's id; a hash of its text stands for the id of a record without one."""
     group_field: str = "group"
     """Field that `heldout_by=group` goes by; of a plain text file, the top directory that it stands in."""
     steps: list[str] = field(default_factory=list)
@@ -129,7 +129,10 @@ def fields(recipe: Recipe) -> Fields:
 
 
 def is_heldout(recipe: Recipe, document: Document) -> bool:
-    """Whether the hash of (seed, id or group) falls into the held-out share; what stands beside it changes nothing."""
+    """Whether the hash of (seed, id or group) falls into the held-out share; what stands beside it changes nothing.
+
+    A record without an id has `document.text_id` for one.
+    """
     key = str(document.meta[recipe.group_field]) if recipe.heldout_by == "group" else document.id
     value: int = xxhash.xxh3_64_intdigest(f"{recipe.seed}\0{key}".encode("utf-8", "surrogatepass"))
     return value < math.ldexp(recipe.heldout_fraction, 64)
@@ -161,7 +164,8 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
         "fraction": recipe.heldout_fraction,
         "by": recipe.heldout_by,
         "seed": recipe.seed,
-        "rule": "xxh3_64(utf8('SEED\\0' + (id or group))) < fraction * 2^64",
+        "rule": "xxh3_64(utf8('SEED\\0' + key)) < fraction * 2^64; "
+        "key: by document its id, or without one 'xxh3:' + hex(xxh3_128(utf8(text))); by group its group",
     }
     return record
 

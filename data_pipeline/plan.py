@@ -1,7 +1,8 @@
-"""What the tasks of one preparation share: the plan, and the files in OUTPUT/.work by which they pass on results.
+"""What the tasks of one preparation share: the plan, and the files in OUTPUT/.work/PLAN by which they pass on results.
 
-Every file is written whole or not at all, so one that is there is done. Tokens and documents go through them as plain
-arrays; nothing is pickled.
+Every file is written whole or not at all, so one that is there is done. The directory has the plan's name: a worker of
+a killed run of another plan may still be writing, and what it writes is never taken for this plan's. Tokens and
+documents go through the files as plain arrays; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from fmscale import durable
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same recipe and inputs begin to give other bytes: unfinished work of another version is redone."""
 
 
@@ -52,7 +53,7 @@ class Plan:
 
 
 class Work:
-    """OUTPUT/.work: the plan, and one file for each thing that is done."""
+    """OUTPUT/.work/PLAN: the plan, and one file for each thing that is done."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -60,18 +61,12 @@ class Work:
         self.parts = directory / "parts"
 
     @staticmethod
-    def create(directory: Path, plan: Plan) -> Work:
+    def create(parent: Path, plan: Plan) -> Work:
+        directory = parent / plan.id[:16]
         (directory / "parts").mkdir(parents=True, exist_ok=True)
         body = {"id": plan.id, "recipe": asdict(plan.recipe), "inputs": plan.inputs.to_json()}
         durable.replace(directory / "plan.json", json.dumps({**body, "fingerprint": plan.fingerprint}).encode())
         return Work(directory)
-
-    def plan_id(self) -> str:
-        """Of the plan that was begun here; empty if none was."""
-        try:
-            return str(json.loads((self.directory / "plan.json").read_bytes())["id"])
-        except FileNotFoundError:
-            return ""
 
     def plan(self) -> Plan:
         path = self.directory / "plan.json"

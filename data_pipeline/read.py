@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from data_pipeline.document import Document
+from data_pipeline.document import Document, text_id
 from data_pipeline.inputs import MAX_RECORD_BYTES, InputFile, Piece, too_long
 from fmscale.errors import DataError
 
@@ -89,12 +89,12 @@ EXPLAIN = {
 
 def _jsonl(file: InputFile, piece: Piece, fields: Fields) -> Iterator[Document]:
     for record, line in enumerate(_lines(file, piece), piece.first_record):
-        yield _record(line, f"{file.name}:{record}", file.name, piece.file, record, fields)
+        yield _record(line, file.name, piece.file, record, fields)
 
 
-def _record(line: bytes, own_id: str, source: str, file: int, record: int, fields: Fields) -> Document:
+def _record(line: bytes, source: str, file: int, record: int, fields: Fields) -> Document:
     def bad(reason: str) -> Document:
-        return Document(own_id, "", source, {}, file, record, reason)
+        return Document(f"{source}:{record}", "", source, {}, file, record, reason)
 
     if not line.strip():
         return bad("blank_line")
@@ -114,7 +114,7 @@ def _record(line: bytes, own_id: str, source: str, file: int, record: int, field
     if not _encodable(text):
         return bad("lone_surrogate")
     given = value.get(fields.id)
-    name = str(given) if isinstance(given, str | int) and given != "" else own_id
+    name = str(given) if isinstance(given, str | int) and given != "" else text_id(text)
     return Document(name, text, source, value, file, record, "" if text.strip() else "empty")
 
 
@@ -127,7 +127,7 @@ def _plain(file: InputFile, piece: Piece, fields: Fields) -> Iterator[Document]:
     except UnicodeDecodeError:
         yield Document(file.name, "", file.name, meta, piece.file, 0, "bad_utf8")
         return
-    yield Document(file.name, text, file.name, meta, piece.file, 0, "" if text.strip() else "empty")
+    yield Document(text_id(text), text, file.name, meta, piece.file, 0, "" if text.strip() else "empty")
 
 
 def _encodable(text: str) -> bool:
@@ -179,6 +179,8 @@ def _inflated_blocks(file: InputFile, piece: Piece) -> Iterator[bytes]:
     """Decompressed bytes of all members of an archive. Raises DataError on a damaged or short one."""
     for _ in _checked_blocks(file, piece):
         pass  # the archive's own hash, before anything of it is used
+    if not file.bytes:
+        raise _damaged(file, "it is empty; even an archive of nothing has a header")
     stream, fed = _decompressor(file), False
     try:
         with open(file.path, "rb") as raw:

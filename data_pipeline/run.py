@@ -1,10 +1,11 @@
-"""A recipe, carried out: in this process, or on Ray with any number of workers. The bytes are the same.
+"""A recipe, carried out: in this process, or by any number of workers of a Ray that is connected. The same bytes.
 
     prepare(recipe)    pin inputs -> scan all tasks -> join -> write all tasks -> finish; what is done is not done again
 
 Tasks are cut by input bytes and pass on their results as files (stages.py), so workers only decide who does what when.
-A worker that dies is replaced by Ray; if this process dies, the same command goes on from the files. A lock keeps a
-second process out of the same output. The only module of the pipeline that imports Ray.
+A task whose worker or node dies is given to another one; if this process dies, the same command goes on from the
+files. A lock keeps a second process out of the same output. The only module of the pipeline that knows Ray, which it
+never starts.
 """
 
 from __future__ import annotations
@@ -21,21 +22,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipeline.document import Document, through
-from data_pipeline.inputs import pin
+from data_pipeline.inputs import Inputs, pin
 from data_pipeline.pipeline import Recipe, check, fields, is_heldout, load_steps
 from data_pipeline.plan import Plan, Work
 from data_pipeline.progress import follow
-from data_pipeline.read import read_piece
+from data_pipeline.read import EXPLAIN, check_bad_share, read_piece
 from data_pipeline.stages import finish, join, scan, write
 from fmscale.corpus.manifest import MARKER, Manifest
-from fmscale.errors import DataError, FmscaleError, MachineError
+from fmscale.errors import ConfigError, DataError, FmscaleError, MachineError
 from fmscale.tokenizer import Kind, Tokenizer
 from fmscale.tokenizer import train as train_on_texts
 
 RETRIES = 3
-"""Times that a task is given to a new worker after its worker died."""
-OBJECT_STORE_BYTES = 100 << 20
-"""Of a local Ray: results travel as files, so it holds next to nothing."""
+"""Times that a task is given to another worker after its worker or node was lost."""
 
 Stage = Callable[[Work, int], int]
 
@@ -48,18 +47,16 @@ class Workers(Protocol):
         ...
 
 
-def prepare(recipe: Recipe, *, ray_address: str | None = None, workers: int | None = None) -> Manifest:
-    """Make the corpus that `recipe` describes at `recipe.output`; return at once if it is there.
+def prepare(recipe: Recipe, *, workers: int | None = None) -> Manifest:
+    """Make the corpus that `recipe` describes at `recipe.output`; where it is, only hash the inputs to see that it is.
 
-    workers: tasks at a time; 0 does all in this process without Ray, None takes all CPUs of the cluster. A Ray that is
-    connected is used and left alone; otherwise `ray_address` is joined, or a local one started and ended.
+    workers: tasks at a time on the Ray that is connected; None takes all its CPUs, or this process where none is
+    connected; 0 does all in this process.
     Raises ConfigError, DataError (docs/data.md), MachineError (workers keep dying).
     """
     check(recipe)
-    inputs = pin(recipe.inputs, recipe.task_bytes)
-    if inputs.left_out:
-        others = ", ".join(f"{count} {suffix}" for suffix, count in inputs.left_out.items())
-        print(f"files of other kinds, left out: {others}", file=sys.stderr)
+    pool = _workers(workers)
+    inputs = _pin(recipe.inputs, recipe.task_bytes)
     fingerprint = Tokenizer.load(recipe.tokenizer).fingerprint
     plan = Plan(replace(recipe, tokenizer=os.path.abspath(recipe.tokenizer)), inputs, fingerprint)
     output = Path(recipe.output)
@@ -72,11 +69,10 @@ def prepare(recipe: Recipe, *, ray_address: str | None = None, workers: int | No
         tasks = range(len(inputs.tasks))
         scans = [task for task in tasks if not work.scan_file(task).exists()]
         writes = [task for task in tasks if not work.write_file(task).exists()]
-        with _workers(workers, ray_address) as pool:
-            _do(pool, "read", scan, work, scans)
-            if not work.join_file.exists():
-                join(work)
-            _do(pool, "tokenise", write, work, writes)
+        _do(pool, "read", scan, work, scans)
+        if not work.join_file.exists():
+            join(work)
+        _do(pool, "tokenise", write, work, writes)
         manifest = finish(work, output)
     if recipe.heldout_fraction and not manifest.split("heldout").chunks:
         print(f"nothing is held out: no evaluation is possible. {manifest.counts}", file=sys.stderr)
@@ -95,23 +91,53 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Train a tokenizer on a sample of `inputs`, chosen by hash of the text: the same sample for any order of files.
 
-    recipe: where one is given, its steps are applied and its held-out documents or groups stay out of the sample.
-    Raises DataError and ConfigError like `prepare`, and ConfigError for a vocabulary that cannot be had.
+    recipe: where one is given, its steps are applied, its held-out documents or groups stay out of the sample, and
+    its `text_field` counts. What the sample is without is said on stderr.
+    Raises DataError and ConfigError like `prepare`, and ConfigError for a vocabulary that cannot be had or two
+    different text fields.
     """
-    recipe = recipe or Recipe(text_field=text_field, heldout_fraction=0.0)
-    pinned = pin(inputs)
-    names, steps = fields(recipe), load_steps(recipe)
+    if recipe and text_field not in (Recipe.text_field, recipe.text_field):
+        raise ConfigError(
+            "the recipe names another text field",
+            expected=f"text_field {recipe.text_field}, as in the recipe, or none beside it",
+            found=text_field,
+            do="leave the option out, or correct the recipe's text_field",
+        )
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    texts = _texts(recipe or Recipe(text_field=text_field, heldout_fraction=0.0), _pin(inputs))
+    return train_on_texts(texts, out, vocab_size, kind, sample_bytes=sample_bytes, threads=threads)
 
+
+def _texts(recipe: Recipe, pinned: Inputs) -> Iterator[str]:
+    """What training may see of `pinned`. Says at the end what was left out; raises DataError if too much was bad."""
+    names, steps = fields(recipe), load_steps(recipe)
     pieces = [piece for task in pinned.tasks for piece in task]
+    dropped: Counter[str] = Counter()
+    records = 0
 
     def documents() -> Iterator[Document]:
         for piece, _ in zip(pieces, follow("sample", (p.stop - p.start for p in pieces), pinned.bytes), strict=True):
             yield from read_piece(pinned.files[piece.file], piece, names, recipe.max_bad_run)
 
-    kept = (d for d in through(documents(), steps, Counter()) if not d.dropped and not is_heldout(recipe, d))
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    texts = (document.text for document in kept)
-    return train_on_texts(texts, out, vocab_size, kind, sample_bytes=sample_bytes, threads=threads)
+    for document in through(documents(), steps, dropped):
+        records += 1
+        if document.dropped:
+            continue
+        if is_heldout(recipe, document):
+            dropped["held out"] += 1
+        else:
+            yield document.text
+    for reason, count in sorted(dropped.items()):
+        print(f"not in the sample: {count} of {records} records, {EXPLAIN.get(reason, reason)}", file=sys.stderr)
+    check_bad_share(dropped, records, recipe.max_bad_share, recipe.max_bad_run)
+
+
+def _pin(patterns: Sequence[str], task_bytes: int = 0) -> Inputs:
+    inputs = pin(patterns, task_bytes)
+    if inputs.left_out:
+        others = ", ".join(f"{count} {kind}" for kind, count in inputs.left_out.items())
+        print(f"left out, of no known kind: {others}", file=sys.stderr)
+    return inputs
 
 
 def _do(pool: Workers, title: str, stage: Stage, work: Work, tasks: Sequence[int]) -> None:
@@ -122,13 +148,14 @@ def _do(pool: Workers, title: str, stage: Stage, work: Work, tasks: Sequence[int
 
 
 def _begin(plan: Plan, directory: Path) -> Work:
-    """The work directory of `plan`; what an earlier, different plan left there is thrown away."""
-    work = Work(directory)
-    if work.plan_id() not in ("", plan.id):
+    """The work directory of `plan`; what an earlier, different plan left beside it is thrown away."""
+    work = Work.create(directory, plan)  # anew also for the same plan: the same files may stand elsewhere now
+    others = [path for path in directory.iterdir() if path.is_dir() and path != work.directory]
+    if others:
         print("the recipe, the inputs or the tokenizer changed: unfinished work starts over", file=sys.stderr)
-        for path in [*directory.glob("*.np[yz]"), *directory.glob("*.json"), *directory.glob("parts/*")]:
-            path.unlink()
-    return Work.create(directory, plan)  # anew also for the same plan: the same files may stand elsewhere now
+    for path in others:
+        shutil.rmtree(path, ignore_errors=True)  # a worker of a killed run may still be writing there, and harms nobody
+    return work
 
 
 def _prepared_before(plan: Plan, output: Path) -> Manifest:
@@ -183,10 +210,11 @@ class OnRay:
     def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[int]:
         import ray
 
-        remote = ray.remote(num_cpus=1, max_retries=RETRIES)(stage)
+        remote = ray.remote(num_cpus=1, max_retries=0)(stage)  # counted here: Ray has no bound for want of memory
         there = Work(work.directory.absolute())  # workers have a working directory of their own
         waiting = list(reversed(tasks))
         running: dict[Any, int] = {}
+        losses: Counter[int] = Counter()
         try:
             while waiting or running:
                 while waiting and len(running) < self._limit:
@@ -194,13 +222,27 @@ class OnRay:
                     running[remote.remote(there, task)] = task
                 done, _ = ray.wait(list(running), num_returns=1)
                 for reference in done:
-                    yield _result(reference, running.pop(reference), work)
+                    task = running.pop(reference)
+                    try:
+                        amount = _result(reference)
+                    except _Lost as loss:
+                        losses[task] += 1
+                        if losses[task] > RETRIES:
+                            raise _gave_up(work, task, str(loss)) from loss
+                        waiting.append(task)
+                    else:
+                        yield amount
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
 
 
-def _result(reference: Any, task: int, work: Work) -> int:
+class _Lost(Exception):
+    """Where a task ran, or what it returned, is gone; done again elsewhere it may well succeed."""
+
+
+def _result(reference: Any) -> int:
+    """What the task returned. Raises what the task raised, or _Lost with the name of Ray's exception."""
     import ray
 
     try:
@@ -209,37 +251,30 @@ def _result(reference: Any, task: int, work: Work) -> int:
         if isinstance(error.cause, FmscaleError):
             raise error.cause from None  # as if it had happened here
         raise
-    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
-        first = work.plan().inputs.tasks[task][0]
-        raise MachineError(
-            f"the worker of task {task} died {RETRIES + 1} times",
-            expected="memory for about ten times task_bytes",
-            found=f"{type(error).__name__} at {work.plan().inputs.files[first.file].name}, byte {first.start}",
-            do="run the same command with fewer workers or a smaller task_bytes; done tasks are kept",
-        ) from error
+    except ray.exceptions.RayError as error:  # of a worker, its node, its memory, or an object on them
+        raise _Lost(type(error).__name__) from error
 
 
-@contextlib.contextmanager
-def _workers(count: int | None, address: str | None) -> Iterator[Workers]:
-    if count == 0:
-        yield InProcess()
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
+def _gave_up(work: Work, task: int, found: str) -> MachineError:
+    first = work.plan().inputs.tasks[task][0]
+    return MachineError(
+        f"task {task} lost its worker {RETRIES + 1} times",
+        expected="nodes that stay, with memory for about ten times task_bytes a worker",
+        found=f"{found} at {work.plan().inputs.files[first.file].name}, byte {first.start}",
+        do="run the same command with fewer workers or a smaller task_bytes; done tasks are kept",
+    )
 
-    if ray.is_initialized():
-        yield OnRay(count)
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
-        ray.init(address=address, **quiet)
-    else:
-        cpus = count or len(os.sched_getaffinity(0))
-        ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet
+
+def _workers(count: int | None) -> Workers:
+    """Never starts Ray: how a cluster begins, and who may join it, is the launcher's business."""
+    ray = sys.modules.get("ray")  # what is not imported is not connected
+    if count != 0 and ray is not None and ray.is_initialized():
+        return OnRay(count)
+    if count:
+        raise ConfigError(
+            "workers need a Ray that is connected",
+            expected="ray.init before prepare, as `fmscale data prepare` does",
+            found=f"workers={count}, and no Ray",
+            do="connect first, or leave workers out: then all is done in this process",
         )
-    try:
-        yield OnRay(count)
-    finally:
-        ray.shutdown()
+    return InProcess()

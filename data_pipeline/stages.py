@@ -19,7 +19,16 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data_pipeline.dedup import TEXT_HASH_DTYPE, NgramSet, first_of_each, ngram_hashes, shared_with
+from data_pipeline.dedup import (
+    TEXT_HASH_DTYPE,
+    U64,
+    NgramSet,
+    first_of_each,
+    ngram_hashes,
+    shared_with,
+    unique_in_place,
+    which_in,
+)
 from data_pipeline.document import Document, through
 from data_pipeline.pipeline import auto_heldout_chunk_tokens, fields, is_heldout, load_steps, recipe_record
 from data_pipeline.plan import Plan, Work, as_array, from_array, load, save, tokenizer_of
@@ -36,31 +45,37 @@ DROPPED, TRAIN, HELDOUT, DUPLICATE = range(4)
 """What becomes of a record."""
 SCAN_DTYPE = np.dtype([("text", TEXT_HASH_DTYPE), ("kind", "u1")])
 _BATCH_CHARACTERS = 1 << 20
-_HALF = (1 << 64) - 1
 
 
 def scan(work: Work, task: int) -> int:
     """Save what each record of the task is; returns the task's input bytes."""
     plan = work.plan()
     dropped: Counter[str] = Counter()
-    rows: list[tuple[tuple[int, int], int]] = []
-    heldout: list[tuple[int, str]] = []
-    for row, document in enumerate(_documents(plan, task, dropped)):
-        if document.dropped:
-            rows.append(((0, 0), DROPPED))
-            continue
-        digest: int = xxhash.xxh3_128_intdigest(document.text.encode())
-        kind = HELDOUT if is_heldout(plan.recipe, document) else TRAIN
-        rows.append(((digest >> 64, digest & _HALF), kind))
-        if kind == HELDOUT and plan.recipe.decontaminate_ngram:
-            heldout.append((row, document.text))
-    grams, owners = ngram_hashes([text for _, text in heldout], max(1, plan.recipe.decontaminate_ngram))
+    digests, kinds = bytearray(), bytearray()
+    grams, gram_rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+
+    def heldout() -> Iterator[tuple[Document, int]]:
+        for row, document in enumerate(_documents(plan, task, dropped)):
+            kind = DROPPED if document.dropped else HELDOUT if is_heldout(plan.recipe, document) else TRAIN
+            digests.extend(bytes(16) if kind == DROPPED else xxhash.xxh3_128_digest(document.text.encode()))
+            kinds.append(kind)
+            if kind == HELDOUT:
+                yield document, row
+
+    for batch in _batches(heldout()):
+        if plan.recipe.decontaminate_ngram:
+            hashes, owners = ngram_hashes([document.text for document, _ in batch], plan.recipe.decontaminate_ngram)
+            grams.append(hashes)
+            gram_rows.append(np.array([row for _, row in batch], np.int64)[owners])
+    rows = np.empty(len(kinds), SCAN_DTYPE)
+    rows["text"]["high"], rows["text"]["low"] = np.frombuffer(digests, ">u8").reshape(-1, 2).T
+    rows["kind"] = np.frombuffer(kinds, np.uint8)
     save(
         work.scan_file(task),
-        rows=np.array(rows, SCAN_DTYPE),
-        grams=grams,
-        gram_rows=np.array([row for row, _ in heldout], np.int64)[owners],
-        dropped=as_array(dropped),
+        summary=as_array({"rows": len(rows), "dropped": dropped}),
+        rows=rows,
+        grams=np.concatenate(grams),
+        gram_rows=np.concatenate(gram_rows),
     )
     return plan.task_input_bytes(task)
 
@@ -68,23 +83,41 @@ def scan(work: Work, task: int) -> int:
 def join(work: Work) -> None:
     """Decide what becomes of each record, over all tasks. Raises DataError if too many are bad."""
     recipe = work.plan().recipe
-    scans = [load(work.scan_file(task), "rows", "grams", "gram_rows", "dropped") for task in _tasks(work)]
-    dropped = sum((Counter[str](from_array(scan[3])) for scan in scans), Counter[str]())
-    rows = np.concatenate([np.empty(0, SCAN_DTYPE), *(scan[0] for scan in scans)])
-    check_bad_share(dropped, len(rows), recipe.max_bad_share, recipe.max_bad_run)
-    kinds = rows["kind"].copy()
+    summaries = [from_array(load(work.scan_file(task), "summary")[0]) for task in _tasks(work)]
+    dropped = sum((Counter[str](summary["dropped"]) for summary in summaries), Counter[str]())
+    offsets = np.cumsum([0, *(summary["rows"] for summary in summaries)], dtype=np.int64)
+    check_bad_share(dropped, int(offsets[-1]), recipe.max_bad_share, recipe.max_bad_run)
+    kinds, given_away = _judge(work, offsets)
     if recipe.dedup == "exact":
-        kinds[(kinds != DROPPED) & ~first_of_each(rows["text"], kinds != DROPPED)] = DUPLICATE
         dropped["duplicate"] = int((kinds == DUPLICATE).sum())
-    offsets = [int(offset) for offset in np.cumsum([0, *(len(scan[0]) for scan in scans)])]
-    grams = [
-        found[kinds[offset + owners] == HELDOUT] for (_, found, owners, _), offset in zip(scans, offsets, strict=False)
-    ]
+    work.save_array("offsets", offsets)
     work.save_array("kinds", kinds)
-    work.save_array("grams", np.unique(np.concatenate([np.empty(0, np.uint64), *grams])))
+    work.save_array("given_away", given_away)
+    work.save_array("grams", _heldout_grams(work, offsets, kinds))
+    durable.replace(work.join_file, json.dumps({"dropped": dropped}).encode())
+
+
+def _judge(work: Work, offsets: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """(kind of each record, whether it is held out but its text is in training too)."""
+    rows = np.empty(int(offsets[-1]), SCAN_DTYPE)
+    for task in _tasks(work):
+        rows[offsets[task] : offsets[task + 1]] = load(work.scan_file(task), "rows")[0]
+    kinds = rows["kind"].copy()
+    if work.plan().recipe.dedup == "exact":
+        kinds[(kinds != DROPPED) & ~first_of_each(rows["text"], kinds != DROPPED)] = DUPLICATE
     # Without exact de-duplication a text may stand on both sides: then it counts as training text.
-    work.save_array("given_away", shared_with(rows["text"], kinds == HELDOUT, kinds == TRAIN))
-    durable.replace(work.join_file, json.dumps({"offsets": offsets, "dropped": dropped}).encode())
+    return kinds, shared_with(rows["text"], kinds == HELDOUT, kinds == TRAIN)
+
+
+def _heldout_grams(work: Work, offsets: npt.NDArray[np.int64], kinds: npt.NDArray[np.uint8]) -> U64:
+    """Sorted and unique n-grams of the held-out documents. One task at a time, so that their owners never add up."""
+    kept = [np.empty(0, np.uint64)]
+    for task in _tasks(work):
+        grams, owners = load(work.scan_file(task), "grams", "gram_rows")
+        kept.append(grams[kinds[offsets[task] + owners] == HELDOUT])
+    joined = np.concatenate(kept)
+    kept.clear()
+    return unique_in_place(joined)
 
 
 def write(work: Work, task: int) -> int:
@@ -143,7 +176,8 @@ def finish(work: Work, output: Path) -> Manifest:
             found=f"{len(train.tail.tokens)} tokens in {int((kinds == TRAIN).sum())} documents",
             do="give more text, or set a smaller chunk_tokens (at least data.seq_len)",
         )
-    survivors = [_survivors(work, task, work.map_array("grams")[met], dropped) for task in _tasks(work)]
+    met_grams = work.map_array("grams")[met]  # sorted, as all of them are
+    survivors = [_survivors(work, task, met_grams, dropped) for task in _tasks(work)]
     lengths = [load(work.write_file(task), "held_docs")[0]["length"] for task in _tasks(work)]
     held_tokens = sum(int(length[kept].sum()) for length, kept in zip(lengths, survivors, strict=True))
     held_chunk = plan.recipe.heldout_chunk_tokens or auto_heldout_chunk_tokens(held_tokens, plan.chunk_tokens)
@@ -171,7 +205,7 @@ def _tasks(work: Work) -> range:
 
 def _of_task(work: Work, name: str, task: int) -> npt.NDArray[np.uint8]:
     """The task's rows of an array over all records."""
-    begin, end = json.loads(work.join_file.read_bytes())["offsets"][task : task + 2]
+    begin, end = work.map_array("offsets")[task : task + 2]
     return np.asarray(work.map_array(name)[begin:end])
 
 
@@ -180,14 +214,17 @@ def _tail_chunks(work: Work, cutter: Cutter) -> Iterator[Stream]:
         yield from cutter.add(Stream(*load(work.write_file(task), "tail_tokens", "tail_docs")))
 
 
-def _survivors(work: Work, task: int, met: npt.NDArray[np.uint64], dropped: Counter[str]) -> npt.NDArray[np.bool_]:
-    """bool[held-out documents of the task]: those that training text does not give away; the others are counted."""
+def _survivors(work: Work, task: int, met: U64, dropped: Counter[str]) -> npt.NDArray[np.bool_]:
+    """bool[held-out documents of the task]: those that training text does not give away; the others are counted.
+
+    met: the n-grams that training text has, sorted.
+    """
     rows = np.flatnonzero(_of_task(work, "kinds", task) == HELDOUT)
     grams, gram_rows = load(work.scan_file(task), "grams", "gram_rows")
     same = _of_task(work, "given_away", task)[rows].astype(bool)
     overlap, short = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     if work.plan().recipe.decontaminate_ngram:
-        overlap = np.isin(rows, gram_rows[np.isin(grams, met)]) & ~same
+        overlap = np.isin(rows, gram_rows[which_in(grams, met)]) & ~same
         short = ~np.isin(rows, gram_rows) & ~same
     for reason, gone in (("heldout_duplicate", same), ("heldout_overlap", overlap), ("heldout_too_short", short)):
         dropped[reason] += int(gone.sum())
@@ -227,6 +264,7 @@ def _kept(plan: Plan, task: int, kinds: npt.NDArray[np.uint8]) -> Iterator[tuple
 
 
 def _batches(documents: Iterator[tuple[Document, int]]) -> Iterator[list[tuple[Document, int]]]:
+    """Documents, each with a number of its own, by about a million characters."""
     batch: list[tuple[Document, int]] = []
     held = 0
     for item in documents:

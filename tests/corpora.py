@@ -2,31 +2,48 @@
 
 from __future__ import annotations
 
+import struct
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from fmscale import tokenizer
 from fmscale.config import Config, DataConfig, EvalConfig, ParallelConfig, RunConfig, SourceConfig, TrainConfig
 from fmscale.corpus.chunks import Stream, cut_chunks, document_id, make_docs
 from fmscale.corpus.manifest import Manifest, generation_directory
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.writer import publish, write_parts
+from fmscale.tokenizer import Tokenizer, train
 
 
 def make_corpus(
-    directory: Path, chunks: int = 11, heldout: int = 3, chunk_tokens: int = 256, seed: int = 0
+    directory: Path, chunks: int = 11, heldout: int = 3, chunk_tokens: int = 256, seed: int = 0, pieces: int = 460
 ) -> Manifest:
-    """A corpus of `chunks` train chunks, and `heldout` ones of a quarter of their length."""
-    return _publish(directory, 0, {"train": chunks, "heldout": heldout}, chunk_tokens, seed, None)
+    """A corpus of `chunks` train chunks, and `heldout` ones of a quarter of their length. `pieces`: its vocabulary."""
+    return _publish(directory, 0, {"train": chunks, "heldout": heldout}, chunk_tokens, seed, vocabulary(pieces), None)
 
 
-def grow_corpus(base: Path, chunks: int, seed: int = 100) -> Manifest:
+def grow_corpus(base: Path, chunks: int, heldout: int = 0, seed: int = 100) -> Manifest:
     """Generation 1 of the corpus at `base`, with `chunks` further train chunks."""
     parent = Manifest.load(base)
     chunk_tokens = parent.split("train").chunk_tokens
-    return _publish(base, 1, {"train": chunks, "heldout": 0}, chunk_tokens, seed, parent)
+    words = vocabulary(parent.vocab_size)
+    return _publish(base, 1, {"train": chunks, "heldout": heldout}, chunk_tokens, seed, words, parent)
+
+
+@cache
+def vocabulary(pieces: int) -> Tokenizer:
+    """460 trained pieces at most, and behind them, to make it a wide one, names that no text is cut into."""
+    texts = (f"line {i} of some text, again {i * i}" for i in range(200))
+    with TemporaryDirectory() as directory:
+        words = train(texts, Path(directory) / "tokenizer.model", min(pieces, 460), kind="bpe")
+    names = [f"\u2581piece{i:06d}".encode() for i in range(words.vocab_size, pieces)]
+    # The model is a protocol buffer: what is appended is appended to its list of pieces. Field 1, length; in it
+    # field 1, length, name; field 2 (its score), a float.
+    added = [b"\x0a" + bytes([len(name)]) + name + b"\x15" + struct.pack("<f", -1e6) for name in names]
+    return Tokenizer(words.model + b"".join(b"\x0a" + bytes([len(piece)]) + piece for piece in added))
 
 
 def damage(directory: Path, chunk: int) -> None:
@@ -39,19 +56,23 @@ def damage(directory: Path, chunk: int) -> None:
 
 
 def _publish(
-    base: Path, generation: int, chunks: dict[str, int], chunk_tokens: int, seed: int, parent: Manifest | None
+    base: Path,
+    generation: int,
+    chunks: dict[str, int],
+    chunk_tokens: int,
+    seed: int,
+    words: Tokenizer,
+    parent: Manifest | None,
 ) -> Manifest:
     directory = generation_directory(base, generation)
     parts_at = directory / ".parts"
     parts_at.mkdir(parents=True)
-    texts = (f"line {i} of some text, again {i * i}" for i in range(200))
-    words = tokenizer.train(texts, parts_at / "tokenizer.model", 460, kind="bpe")
     rng = np.random.default_rng(seed)
     sizes = {"train": chunk_tokens, "heldout": chunk_tokens // 4}
     parts = []
     for split, count in chunks.items():
         length = count * sizes[split] + 1
-        tokens = rng.integers(3, words.vocab_size, length).astype(np.uint16)
+        tokens = rng.integers(3, words.vocab_size, length).astype(words.dtype)
         stream = Stream(tokens, make_docs([length], [document_id(f"{split}-{seed}")], 0, [0]))
         parts += write_parts(parts_at, split, "00000", cut_chunks(stream, sizes[split])[0] if count else [])
     return publish(
@@ -59,7 +80,7 @@ def _publish(
         parts,
         tokenizer=words,
         chunk_tokens=sizes,
-        left_over={"train": 0, "heldout": 0},
+        left_over={"train": 0 if chunks["train"] else 7, "heldout": 0},
         recipe={},
         counts={},
         inputs=[],
@@ -73,7 +94,7 @@ def run_config(root: Path, sources: dict[str, float], **changes: Any) -> Config:
     data = {name: changes.pop(name, value) for name, value in plain.items()}
     batch = {"global_batch": changes.pop("global_batch", 10), "micro_batch": changes.pop("micro_batch", 2)}
     return Config(
-        run=RunConfig(name="r", root=str(root / "runs")),
+        run=RunConfig(name=changes.pop("name", "r"), root=str(root / "runs")),
         data=DataConfig(sources={n: SourceConfig(corpus=str(root / n), weight=w) for n, w in sources.items()}, **data),
         train=TrainConfig(**batch),
         parallel=ParallelConfig(dp=changes.pop("dp", 1)),

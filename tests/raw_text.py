@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -55,11 +57,43 @@ def no_ninety(documents: Iterable[Document]) -> Iterator[Document]:
         yield drop(document, "ninety") if document.id.endswith("90") else document
 
 
+def overtaken(documents: Iterable[Document]) -> Iterator[Document]:
+    """Hands the documents on when the other preparation is under way, as a worker does that outlived its run."""
+    Path(os.environ["MEETING"], "waiting").touch()
+    wait_for(Path(os.environ["MEETING"], "begun"))
+    yield from documents
+
+
+def overtaking(documents: Iterable[Document]) -> Iterator[Document]:
+    """Lets the worker that waits in `overtaken` end when most tasks are done."""
+    for document in documents:
+        if document.id == "d599":
+            Path(os.environ["MEETING"], "begun").touch()
+            wait_for(Path(os.environ["MEETING"], "over"))
+        yield document
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.005)
+
+
 def moody(documents: Iterable[Document]) -> Iterator[Document]:
     """Drops a document, but only when the scan is over: its marker is a file that `join` writes."""
     for document in documents:
-        late = Path(os.environ["MOODY"]).exists()
+        late = any(Path(os.environ["MOODY"]).glob("*/join.json"))
         yield drop(document, "mood") if late and document.id == "d7" else document
+
+
+def deadly_twice(documents: Iterable[Document]) -> Iterator[Document]:
+    """Kills its process at the first document, until two have died."""
+    for life in range(2):
+        with contextlib.suppress(FileExistsError):
+            Path(f"{os.environ['DEATHS']}{life}").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+    yield from documents
 
 
 def deadly(documents: Iterable[Document]) -> Iterator[Document]:

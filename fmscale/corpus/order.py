@@ -240,13 +240,19 @@ def order_from_config(config: Config, corpora: Mapping[str, Corpus], ledger: Led
 
 
 def spec_of(name: str, corpus: Corpus, generation: int) -> SourceSpec:
-    """What the order needs to know of a corpus up to `generation`."""
-    part = (
-        corpus
-        if corpus.manifest.generation == generation
-        else Corpus.open(corpus.path, corpus.split, generation=generation)
-    )
+    """What the order needs to know of a corpus up to `generation`. Raises DataError if it has no such one."""
+    part = corpus.up_to(generation)
     return SourceSpec(name=name, chunks=part.chunks, chunk_tokens=part.chunk_tokens, content_hash=part.content_hash)
+
+
+def first_generation(ledger: Ledger, name: str) -> int:
+    """The generation of source `name` with which the run begins: that of the ledger's entry at row 0, else 0."""
+    pinned = [
+        int(entry.payload["generation"])
+        for entry in ledger.entries
+        if entry.kind == "generation" and entry.from_row == 0 and entry.payload["source"] == name
+    ]
+    return pinned[-1] if pinned else 0
 
 
 def pin_generations(corpora: Mapping[str, Corpus], global_batch: int) -> Ledger:

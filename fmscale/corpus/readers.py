@@ -23,7 +23,8 @@ from ray.exceptions import RayActorError, RayTaskError
 from fmscale.config import Config
 from fmscale.corpus.batch import Batch
 from fmscale.corpus.loader import Ask, Places, RankPlan, Tokens, read_rows
-from fmscale.corpus.shards import Corpus
+from fmscale.corpus.manifest import SPLITS
+from fmscale.corpus.shards import Corpus, open_splits
 from fmscale.corpus.sources import RunData
 from fmscale.errors import FmscaleError, MachineError
 
@@ -50,8 +51,9 @@ class ReaderActor:
     @cached_property
     def _corpora(self) -> dict[str, list[Corpus]]:
         # At the first question rather than at the start, so that a damaged corpus is an answer and no dead actor.
-        sources = [source for _, source in sorted(self._config.data.sources.items())]
-        return {split: [Corpus.open(source.corpus, split) for source in sources] for split in ("train", "heldout")}
+        # All generations of both splits: chunks keep their numbers when a corpus grows.
+        opened = [open_splits(source.corpus) for _, source in sorted(self._config.data.sources.items())]
+        return {split: [corpora[split] for corpora in opened] for split in SPLITS}
 
     def node(self) -> str:
         """The Ray node it stands on."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from fmscale.corpus.chunks import DOC_DTYPE
 from fmscale.corpus.index import read_index, region_hash
-from fmscale.corpus.manifest import MARKER, TOKENIZER_FILE, Manifest, Shard, generation_directory
+from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Manifest, Shard, generation_directory
 from fmscale.errors import DataError
 
 _MAPPED_SHARDS = 256
@@ -61,16 +61,26 @@ class Corpus:
         the split now rather than at its first use.
         Raises DataError: missing marker, damaged manifest, index or tokenizer, missing shard or one of a wrong size.
         """
-        base = Path(path)
-        generations = [Generation(directory, manifest, split) for directory, manifest in manifests(base, generation)]
-        for part in generations:
-            part.check_files()
-        corpus = Corpus(base, split, generations)
+        corpus = open_splits(path, (split,), generation=generation)[split]
         if verify_all:
             for chunk in range(corpus.chunks):
                 corpus.tokens(chunk)
                 corpus.docs(chunk)
         return corpus
+
+    def up_to(self, generation: int) -> Corpus:
+        """The corpus as it was at `generation`, over the same mappings: nothing is opened or read again.
+
+        Raises DataError if this one does not go that far.
+        """
+        if generation > self.manifest.generation:
+            raise DataError(
+                f"the corpus {self.path} has no generation {generation}",
+                expected=f"{generation_directory(self.path, generation) / MARKER}",
+                found=f"generations up to {self.manifest.generation}",
+                do="restore the corpus as it was when the run used it",
+            )
+        return Corpus(self.path, self.split, self._generations[: generation + 1])
 
     @property
     def tokenizer_path(self) -> Path:
@@ -96,6 +106,21 @@ class Corpus:
         return generation, chunk - self._ends[which] + generation.chunks
 
 
+def open_splits(
+    path: str | Path, splits: Iterable[str] = SPLITS, *, generation: int | None = None
+) -> dict[str, Corpus]:
+    """Splits of a corpus by name, from one reading of its manifests and indices; otherwise as `Corpus.open`."""
+    base = Path(path)
+    opened: dict[str, list[Generation]] = {split: [] for split in splits}
+    for directory, manifest in manifests(base, generation):
+        index = read_index(directory, manifest.index)
+        check_tokenizer(directory, manifest)
+        for split, generations in opened.items():
+            generations.append(Generation(directory, manifest, split, index))
+            generations[-1].check_shards()
+    return {split: Corpus(base, split, generations) for split, generations in opened.items()}
+
+
 def manifests(base: Path, newest: int | None = None) -> Iterator[tuple[Path, Manifest]]:
     """Directory and manifest of generations 0 to `newest` (None: of all that are published), each fit to its parent.
 
@@ -114,9 +139,10 @@ def manifests(base: Path, newest: int | None = None) -> Iterator[tuple[Path, Man
 
 
 class Generation:
-    """One generation's chunks of one split, numbered from 0. Raises DataError if its index is damaged."""
+    """One generation's chunks of one split, numbered from 0."""
 
-    def __init__(self, directory: Path, manifest: Manifest, split: str) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, split: str, index: npt.NDArray[np.void]) -> None:
+        """index: of all splits, as `read_index` gives it."""
         chosen = manifest.split(split)
         self.manifest = manifest
         self.directory = directory
@@ -124,16 +150,15 @@ class Generation:
         self.shards = [shard for shard in manifest.shards if shard.split == split]
         self.ends = list(accumulate(shard.chunks for shard in self.shards))
         """Chunks of the split up to and with each shard."""
-        self._index = read_index(directory, manifest.index)[chosen.first_chunk : chosen.first_chunk + chosen.chunks]
+        self._index = index[chosen.first_chunk : chosen.first_chunk + chosen.chunks]
         self._dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
         self._count = chosen.chunk_tokens + 1
         self._tokens_verified = bytearray(self.chunks)
         self._docs_verified = bytearray(self.chunks)
         self._mapped: dict[int, mmap.mmap] = {}
 
-    def check_files(self) -> None:
-        """Raises DataError unless tokenizer and shards are there, have their sizes, and shards end in zeros."""
-        check_tokenizer(self.directory, self.manifest)
+    def check_shards(self) -> None:
+        """Raises DataError unless all shards are there, have their sizes, and end in zeros."""
         for number in range(len(self.shards)):
             self.check_shard(number)
 

@@ -11,15 +11,17 @@ from pathlib import Path
 from fmscale.config import Config
 from fmscale.corpus.ledger import Ledger
 from fmscale.corpus.manifest import Manifest
-from fmscale.corpus.order import Order, order_from_config, pin_generations
-from fmscale.corpus.shards import Corpus
+from fmscale.corpus.order import Order, first_generation, order_from_config, pin_generations
+from fmscale.corpus.shards import Corpus, open_splits
 from fmscale.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
     train: dict[str, Corpus]
+    """By name of source, with all generations that are published; the order says which chunks are read."""
     heldout: dict[str, Corpus]
+    """As they were when the run began: what is evaluated never changes."""
     order: Order
     ledger: Ledger
 
@@ -71,12 +73,18 @@ def begin_ledger(config: Config) -> None:
     path = config.run_dir / "ledger.jsonl"
     if not path.exists():
         corpora = {name: Corpus.open(source.corpus, "train") for name, source in config.data.sources.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
         pin_generations(corpora, config.train.global_batch).save(path)
 
 
 def open_run_data(config: Config) -> RunData:
-    """Every corpus of the run, its order, and the edits so far. Raises DataError before a damaged byte is used."""
-    train = {name: Corpus.open(source.corpus, "train") for name, source in config.data.sources.items()}
-    heldout = {name: Corpus.open(source.corpus, "heldout") for name, source in config.data.sources.items()}
+    """Every corpus of the run, its order, and the edits so far. Raises DataError before a damaged byte is used.
+
+    A corpus may grow while the run goes on: held-out rows stay those of the generation it began with, so that losses
+    before and after a restart, or before and after a `generation` edit, are of the same text.
+    """
+    opened = {name: open_splits(source.corpus) for name, source in config.data.sources.items()}
     ledger = Ledger.load(config.run_dir / "ledger.jsonl")
+    train = {name: splits["train"] for name, splits in opened.items()}
+    heldout = {name: splits["heldout"].up_to(first_generation(ledger, name)) for name, splits in opened.items()}
     return RunData(train=train, heldout=heldout, order=order_from_config(config, train, ledger), ledger=ledger)

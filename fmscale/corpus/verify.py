@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fmscale.corpus.index import read_index
 from fmscale.corpus.manifest import MARKER, TOKENIZER_FILE, Shard
 from fmscale.corpus.shards import Corpus, Generation, check_tokenizer, manifests
 from fmscale.errors import DataError
@@ -77,8 +78,9 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
             check_tokenizer(directory, manifest)
         except DataError as error:
             damage.append(_line(error))
+        index = read_index(directory, manifest.index)
         for name, split in manifest.splits.items():
-            part = Generation(directory, manifest, name)
+            part = Generation(directory, manifest, name, index)
             for shard, faults in _faults_by_shard(part, split.chunk_tokens):
                 held = 0 if shard in faults else shard.chunks - len(faults)
                 damage += faults.values()

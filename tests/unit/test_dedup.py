@@ -11,7 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline import dedup
-from data_pipeline.dedup import TEXT_HASH_DTYPE, NgramSet, first_of_each, ngram_hashes, shared_with
+from data_pipeline.dedup import (
+    TEXT_HASH_DTYPE,
+    NgramSet,
+    first_of_each,
+    ngram_hashes,
+    shared_with,
+    unique_in_place,
+    which_in,
+)
 
 PAIRS = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans()), max_size=40)
 # Letters with case and accents, other scripts, digits, underscores, punctuation of each kind, white space.
@@ -83,7 +91,17 @@ def test_ngrams_do_not_depend_on_company_or_layout() -> None:
     assert not np.isin(ngram_hashes([" ".join(reversed(plain.split()))], 13)[0], alone).any(), "order of words matters"
 
 
-@given(st.sets(st.integers(0, 2**64 - 1), max_size=50), st.lists(st.integers(0, 2**64 - 1), max_size=50))
+@given(st.lists(st.integers(0, 30), max_size=40), st.lists(st.integers(0, 30), max_size=40))
+def test_look_ups_in_sorted_hashes_equal_numpys(members: list[int], hashes: list[int]) -> None:
+    spread = np.uint64(2**64 // 31)
+    some, sought = np.array(members, np.uint64) * spread, np.array(hashes, np.uint64) * spread
+    unique = unique_in_place(some.copy())
+    assert np.array_equal(unique, np.unique(some))
+    assert np.array_equal(which_in(sought, unique), np.isin(sought, some))
+
+
+@pytest.mark.usefixtures("short_slices")
+@given(st.sets(st.integers(0, 2**64 - 1), max_size=150), st.lists(st.integers(0, 2**64 - 1), max_size=50))
 def test_a_set_meets_exactly_its_members(members: set[int], strangers: list[int]) -> None:
     table = np.array(sorted(members), np.uint64)
     ngrams = NgramSet(table)

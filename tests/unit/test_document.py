@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -43,6 +44,21 @@ def test_nothing_is_lost_and_each_loss_is_counted(count: int, first: frozenset[i
     assert [d.text for d in kept] == [f"text {i}" for i in range(count) if i not in first | second]
     assert count == len(kept) + dropped.total()
     assert dropped["first"] == len([i for i in range(count) if i in first])
+
+
+def test_a_step_may_hold_everything_back() -> None:
+    """A step that sorts, say: what waits for its answers is taken from the front, 200,000 times."""
+
+    def hold(documents: Iterable[Document]) -> Iterator[Document]:
+        yield from list(documents)
+
+    def cost(step: Step, count: int) -> float:
+        documents = [Document("", "text")] * count
+        started = time.process_time()
+        assert sum(1 for _ in through(documents, [step], Counter())) == count
+        return time.process_time() - started
+
+    assert cost(hold, 200_000) < 40 * cost(hold, 20_000), "ten times the documents, about ten times the time"
 
 
 def lose(documents: Iterable[Document]) -> Iterator[Document]:

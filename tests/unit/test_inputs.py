@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -72,6 +73,39 @@ def test_a_glob_takes_any_suffix_as_text(tmp_path: Path) -> None:
     ]
 
 
+def test_a_linked_directory_is_counted_and_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "raw/deep").mkdir(parents=True)
+    (tmp_path / "raw/a.txt").write_text("a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b.txt").write_text("b")
+    (tmp_path / "raw/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "raw/deep/up").symlink_to(tmp_path / "raw")  # following it would never end
+    (tmp_path / "raw/c.txt").symlink_to(tmp_path / "elsewhere/b.txt")  # a linked file is a file
+    pinned = pin([str(tmp_path / "raw")])
+    assert [file.name for file in pinned.files] == ["a.txt", "c.txt"]
+    assert pinned.left_out == {"symbolic link to a directory": 2}
+    named = pin([str(tmp_path / "raw/link")])
+    assert [file.name for file in named.files] == ["b.txt"]
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(DataError, match=r"input file cannot be read\n.*\n  found: .*/a\.txt: No such file"):
+        pin([str(tmp_path)])
+
+
+def test_a_directory_that_cannot_be_listed(tmp_path: Path) -> None:
+    """Root may list every directory, so it is taken away between its parent's listing and its own."""
+    (tmp_path / "a.txt").write_text("a")
+    folder = tmp_path / "folder"
+    folder.mkdir(mode=0o000)
+    if os.geteuid():
+        with pytest.raises(DataError, match=r"input directory cannot be read\n.*\n  found: .*/folder: Permission"):
+            pin([str(tmp_path)])
+    with pytest.raises(DataError, match=r"input directory cannot be read\n.*\n  found: .*/gone: No such file"):
+        inputs._directory(str(tmp_path / "gone"), Counter())
+
+
 def test_names_do_not_depend_on_where_the_files_stand(tmp_path: Path) -> None:
     for root in ("here", "elsewhere"):
         (tmp_path / root).mkdir()
@@ -93,7 +127,11 @@ def test_an_input_that_matches_nothing(tmp_path: Path) -> None:
 
 def test_a_directory_without_text(tmp_path: Path) -> None:
     (tmp_path / "a.bin").touch()
-    with pytest.raises(DataError, match=r"holds no text\n.*\.jsonl.*\n  found: .* with 1 files of other kinds"):
+    for name in ("b", "c"):
+        (tmp_path / name).symlink_to(tmp_path)
+    with pytest.raises(
+        DataError, match=r"holds no text\n.*\.jsonl.*\n  found: .* with 1 \.bin, 2 symbolic link to a directory"
+    ):
         pin([str(tmp_path)])
 
 

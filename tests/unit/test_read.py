@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import read
-from data_pipeline.document import Document
+from data_pipeline.document import Document, text_id
 from data_pipeline.inputs import pin
 from data_pipeline.read import BAD_REASONS, EXPLAIN, Fields, check_bad_share, read_piece
 from fmscale.errors import DataError
@@ -64,7 +64,7 @@ def test_every_record_is_read_or_has_a_reason(tmp_path: Path, task_bytes: int) -
     ]
     assert documents[0].id == "mine"
     assert documents[0].meta == {"id": "mine", "group": "g", "score": 0.5}
-    assert documents[1].id == "a.jsonl:1"
+    assert documents[1].id == text_id("grüße") == "xxh3:7aa2929b69e937bd52614dba5b542590", "golden"
     assert documents[-1].id == "12"
     assert {document.dropped for document in documents} - {""} <= EXPLAIN.keys()
 
@@ -90,10 +90,10 @@ def test_plain_text_is_one_document_in_the_group_of_its_directory(tmp_path: Path
     (tmp_path / "void.md").touch()
     documents = read_all(tmp_path, Fields(group="topic"))
     assert [(d.id, d.text, d.meta, d.dropped) for d in documents] == [
-        ("books/deep/one.txt", "line\nline\n", {"topic": "books"}, ""),
-        ("books/two.rst.gz", "packed", {"topic": "books"}, ""),
+        (text_id("line\nline\n"), "line\nline\n", {"topic": "books"}, ""),
+        (text_id("packed"), "packed", {"topic": "books"}, ""),
         ("latin.txt", "", {"topic": "latin.txt"}, "bad_utf8"),
-        ("void.md", "", {"topic": "void.md"}, "empty"),
+        (text_id(""), "", {"topic": "void.md"}, "empty"),
     ]
 
 
@@ -112,6 +112,17 @@ def test_an_archive_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
         DataError, match=r"compressed input is damaged\n.*whole \.gz file\n  found: a\.jsonl\.gz: it ends"
     ):
         read_all(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.jsonl.zst"])
+def test_an_archive_of_no_bytes_is_refused(tmp_path: Path, name: str) -> None:
+    """What a download that failed leaves, and `gzip -t` refuses. An archive of no text is another matter."""
+    (tmp_path / name).touch()
+    with pytest.raises(DataError, match=rf"compressed input is damaged\n.*\n  found: {name}: it is empty"):
+        read_all(tmp_path)
+    if name == "a.jsonl.gz":
+        (tmp_path / name).write_bytes(gzip.compress(b""))
+        assert read_all(tmp_path) == []
 
 
 def test_a_flipped_byte_in_an_archive_is_refused(tmp_path: Path) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.document import Document
+from data_pipeline.inputs import pin
 from data_pipeline.pipeline import (
     Recipe,
     auto_chunk_tokens,
     auto_heldout_chunk_tokens,
+    fields,
     is_heldout,
     load_recipe,
     recipe_record,
 )
+from data_pipeline.read import read_piece
 from fmscale.errors import ConfigError
 from tests.word_corpora import GOLDEN
 
@@ -77,6 +82,34 @@ def test_the_heldout_choice_is_a_fixed_function_of_seed_and_name() -> None:
     assert len(by_few & other) < 50
     assert sorted(by_few, key=lambda name: int(name[4:]))[:3] == ["doc-8", "doc-55", "doc-91"], "golden"
     assert not any(is_heldout(Recipe(heldout_fraction=0), Document(name, "")) for name in names)
+
+
+def test_without_ids_the_text_decides_and_no_place(tmp_path: Path) -> None:
+    """A line inserted at the top, a renamed file, another order: every text stays on its side."""
+    recipe = Recipe(heldout_fraction=0.2, seed=3)
+    lines = [json.dumps({"text": f"text number {i}"}) for i in range(500)]
+
+    def chosen(name: str, lines: list[str]) -> set[str]:
+        path = tmp_path / name
+        path.mkdir()
+        (path / f"{name}.jsonl").write_text("\n".join(lines))
+        (path / f"{name}.txt").write_text("plain text number 0")  # held out, as its own text decides
+        pinned = pin([str(path)])
+        pieces = [piece for task in pinned.tasks for piece in task]
+        read = [d for piece in pieces for d in read_piece(pinned.files[piece.file], piece, fields(recipe), 0)]
+        return {document.text for document in read if is_heldout(recipe, document)}
+
+    first = chosen("first", lines)
+    assert len(first) == pytest.approx(100, abs=45)
+    assert chosen("renamed", lines) == first
+    assert chosen("longer", [json.dumps({"text": "inserted"}), *lines]) - {"inserted"} == first
+    assert chosen("reversed", lines[::-1]) == first
+    key = f"3\0xxh3:{xxhash.xxh3_128_hexdigest(b'text number 0')}"  # as `rule` in the manifest says it
+    assert ("text number 0" in first) == (xxhash.xxh3_64_intdigest(key.encode()) < 0.2 * 2**64)
+    assert recipe_record(recipe)["heldout"]["rule"] == (
+        "xxh3_64(utf8('SEED\\0' + key)) < fraction * 2^64; "
+        "key: by document its id, or without one 'xxh3:' + hex(xxh3_128(utf8(text))); by group its group"
+    )
 
 
 def test_groups_go_as_a_whole() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from fmscale import durable
 from fmscale.errors import ConfigError, DataError
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
@@ -233,7 +233,8 @@ def train(
             expected = f"text that SentencePiece can learn from: {cause[:150]}"
         raise _impossible(vocab_size, expected) from error
     tokenizer = Tokenizer(model.getvalue())
-    _write(Path(out), tokenizer.model)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    durable.replace(Path(out), tokenizer.model)
     return tokenizer
 
 
@@ -265,13 +266,3 @@ def _lines(sample: Iterable[bytes]) -> Iterator[str]:
         for line in re.split(rf"[\n{_SPACE}\0]", piece.decode("utf-8")):
             for at in range(0, len(line), _LINE_CHARS):
                 yield line[at : at + _LINE_CHARS]
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

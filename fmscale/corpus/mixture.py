@@ -1,8 +1,9 @@
 """Weights of sources -> which source each row comes from, in integers.
 
 Weights become integers that sum to PERIOD (`quantise`); `pattern_of` spreads that many rows of each source over a
-period as evenly as can be, and the pattern repeats for ever. So a source's share is exact after every period, within a
-row or so at any time, and the number of its rows before row n is a division and a look-up.
+period as evenly as can be, and the pattern repeats for ever. So a source's share is exact after every period; at any
+time it is within half a row, plus half a row per source in proportion to its weight (20 small sources of equal weight
+beside one of half of the rows: up to 5 rows). The number of its rows before row n is a division and a look-up.
 """
 
 from __future__ import annotations

@@ -78,8 +78,9 @@ class Order:
             for s in np.unique(source[some]):
                 own = some[source[some] == s]
                 epoch[own], chunk[own], start[own] = segment.sequences[s].at(position[own])
-                for bad, substitute in segment.substitutes[s].items():
-                    chunk[own] = np.where(chunk[own] == bad, substitute, chunk[own])
+                wanted_chunk = chunk[own]
+                for bad, substitute in segment.substitutes[s].items():  # a substitute is never itself replaced
+                    chunk[own[wanted_chunk == bad]] = substitute
         return Location(source, epoch, chunk, start, position)
 
     def shares(self, rows: int) -> I64:

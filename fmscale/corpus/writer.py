@@ -79,7 +79,7 @@ def write_parts(directory: Path, split: str, task: str, chunks: Iterable[Stream]
         path = directory / f"{split}-{task}.{len(parts):03d}.tar"
         first_key = len(parts) * SHARD_CHUNKS
         keyed = ((f"{split}-{task}-{first_key + i:06d}", chunk) for i, chunk in enumerate(batch))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = durable.temporary_name(path)
         records, begun = _write_tar(temporary, keyed)
         if not len(records):
             temporary.unlink()

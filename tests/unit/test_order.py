@@ -1,4 +1,4 @@
-"""The order of rows: every row once an epoch, every chunk in one window, weights kept to the row, edits only ahead."""
+"""The order of rows: each once an epoch, a chunk in one window, weights within a known bound, edits only ahead."""
 
 from __future__ import annotations
 
@@ -146,6 +146,14 @@ def test_every_prefix_of_the_pattern_keeps_the_shares(weights: list[float]) -> N
         assert (occurrence[pattern == s] == np.arange(weight)).all()
 
 
+def test_many_small_sources_take_their_turns_together() -> None:
+    """So the bound is no looser than need be: beside 20 equal small sources, a large one is 4 rows off and more."""
+    whole = quantise([20.0] + [1.0] * 20, [""] * 21)
+    pattern, _ = pattern_of(whole)
+    off = np.abs(np.cumsum(pattern == 0) - np.arange(1, PERIOD + 1) * whole[0] / PERIOD).max()
+    assert 4 < off <= 0.5 + 21 * whole[0] / PERIOD / 2
+
+
 def test_equal_weights_take_turns() -> None:
     at = order_of({"a": 1, "b": 1, "c": 2}).locate(np.arange(12))
     assert at.source.tolist() == [2, 0, 1, 2] * 3
@@ -264,6 +272,24 @@ def test_a_quarantined_chunk_is_replaced_wherever_it_would_be_read() -> None:
     _, twice = edited(one, ("quarantine", BEFORE + 8, {"source": "a", "chunk": 6, "substitute": 1}))
     later = twice.chunk[(np.arange(400) >= BEFORE + 8) & (twice.source == 0)]
     assert not {3, 6} & set(later.tolist())
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), max_size=10))
+@settings(max_examples=40, deadline=None)
+def test_what_is_read_for_a_chunk_is_a_sound_one(pairs: list[tuple[int, int]]) -> None:
+    """Whichever chunks turn out damaged in whichever order, substitutes and the twice quarantined among them."""
+    reads = dict(zip(range(13), range(13), strict=True))
+    entries = []
+    for bad, substitute in pairs:
+        if bad == substitute or reads[substitute] != substitute:
+            continue  # refused
+        reads = {chunk: substitute if bad in (chunk, now) else now for chunk, now in reads.items()}
+        entries.append(("quarantine", 0, {"source": "a", "chunk": bad, "substitute": substitute}))
+    rows = np.arange(52)
+    plain = order_of({"a": 1}).locate(rows).chunk.tolist()
+    found = order_of({"a": 1}, edits(*entries)).locate(rows).chunk.tolist()
+    assert found == [reads[chunk] for chunk in plain]
+    assert all(bad not in found for bad in (entry[2]["chunk"] for entry in entries))
 
 
 def test_a_grown_corpus_goes_on_in_a_new_epoch_over_all_of_it() -> None:

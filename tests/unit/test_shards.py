@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import socket
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,14 @@ from fmscale.corpus import shards as shards_module
 from fmscale.corpus import writer as writer_module
 from fmscale.corpus.chunks import DOC_DTYPE, Stream, cut_chunks, make_docs
 from fmscale.corpus.index import FILE as INDEX
+from fmscale.corpus.loader import RankPlan, RowReader, read_rows
 from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.shards import Corpus
+from fmscale.corpus.sources import open_run_data
 from fmscale.corpus.verify import inspect, survey, verify
 from fmscale.corpus.writer import Part, publish, write_parts
 from fmscale.errors import DataError
+from tests.corpora import make_corpus, run_config
 from tests.word_corpora import GOLDEN, corpus, golden, stream, text, texts, tokenizer
 
 
@@ -198,13 +202,28 @@ def test_arrays_outlive_their_mapping_in_the_cache(tmp_path: Path, monkeypatch: 
     assert copies == [opened.tokens(chunk).tolist() for chunk in range(opened.chunks)]
 
 
-def test_wide_vocabularies_take_uint32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module, "token_dtype", lambda vocab_size: np.dtype("<u4"))
-    wide = Stream(stream(texts(3)).tokens.astype(np.uint32), stream(texts(3)).docs)
-    chunks, _ = cut_chunks(wide, 32)
-    publish_parts(tmp_path, write_parts(tmp_path, "train", "0", chunks))
-    assert Corpus.open(tmp_path).tokens(1).dtype == np.uint32
-    assert Corpus.open(tmp_path).tokens(1).tolist() == chunks[1].tokens.tolist()
+def test_a_wide_vocabulary_is_uint32_from_the_writer_to_the_batch(tmp_path: Path) -> None:
+    path = tmp_path / "wide"
+    manifest = make_corpus(path, chunks=3, pieces=80_000)
+    assert (manifest.token_dtype, manifest.vocab_size) == ("uint32", 80_000)
+    opened = Corpus.open(path, verify_all=True)
+    stream = np.concatenate([opened.tokens(chunk)[:-1] for chunk in range(3)])
+    assert stream.dtype == np.uint32
+    assert stream.max() > 65_535, "no token that needs more than two bytes"
+    assert verify(path).tokens == 3 * 256 + 3 * 64
+    config = run_config(tmp_path, {"wide": 1.0})
+    data = open_run_data(config)
+    rows = np.arange(3 * 8)
+    batch = RowReader(data.train, data.order, 32).read(rows)
+    at = data.order.locate(rows)
+    assert (batch.tokens[np.argsort(at.chunk * 256 + at.start)].ravel() == stream).all()
+    # Readers are asked for as many bytes as they will answer with.
+    ask = next(RankPlan(config, data, 0).train(0))
+    answer = read_rows([opened], ask.places, 32)
+    assert answer.nbytes == len(ask.places.chunk) * RankPlan(config, data, 0).row_bytes == 10 * 33 * 4
+    samples = list(webdataset.WebDataset(str(path / "train-00000.tar"), shardshuffle=False).decode())
+    assert all(sample["tokens.npy"].dtype == np.uint32 for sample in samples)
+    assert (np.concatenate([sample["tokens.npy"][:-1] for sample in samples]) == stream).all()
     assert manifest_module.token_dtype(65536) == np.uint16
     assert manifest_module.token_dtype(65537) == np.uint32
 
@@ -266,6 +285,42 @@ def test_task_names_must_fit_keys(tmp_path: Path) -> None:
         write_parts(tmp_path, "train", "a.b", [])
     assert write_parts(tmp_path, "train", "0", []) == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_field_of_the_recipe_may_have_the_name_of_the_manifests_hash(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path, "train", "0", cut_chunks(stream(texts(3)), 32)[0])
+    manifest = publish_parts(tmp_path, parts, counts={"manifest_hash": "x"}, inputs=[{"manifest_hash": "x"}])
+    assert Manifest.load(tmp_path) == manifest
+    assert Manifest.load(tmp_path).manifest_hash == manifest.manifest_hash
+
+
+def test_a_manifest_of_many_inputs_is_loaded_without_rendering_it(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With 10^5 inputs, json.dumps with indentation takes a second and more; loading takes 0.06 s."""
+
+    def render(body: Any) -> bytes:
+        raise AssertionError("rendered")
+
+    monkeypatch.setattr(manifest_module, "_render", render)
+    assert len(Manifest.load(small).manifest_hash) == 64
+
+
+def test_a_part_is_written_under_a_name_of_this_host_and_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of two hosts may have the same number, and write the same part of a task at the same time."""
+    seen: dict[str, list[str]] = {}
+    chunks = cut_chunks(stream(texts(3)), 32)[0]
+    for host in ("north", "south"):
+        monkeypatch.setattr(socket, "gethostname", lambda host=host: host)
+
+        def watched(host: str = host) -> Any:
+            seen[host] = [path.name for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+            yield from chunks
+
+        write_parts(tmp_path, "train", "0", watched())
+    assert len(seen["north"]) == len(seen["south"]) == 1
+    assert seen["north"] != seen["south"]
+    assert [path.name for path in tmp_path.iterdir()] == ["train-0.000.tar"]
 
 
 @pytest.mark.parametrize(("field", "value"), [("version", 2), ("format", "other-corpus")])

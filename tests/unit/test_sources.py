@@ -87,6 +87,7 @@ def held_out(config: Any) -> list[Any]:
 def test_a_run_is_evaluated_on_the_rows_it_began_with(tmp_path: Path) -> None:
     make_corpus(tmp_path / "web", chunks=5, heldout=2)
     config = run_config(tmp_path, {"web": 1.0}, seq_len=16)
+    config.run_dir.mkdir(parents=True)
     begin_ledger(config)
     before = held_out(config)
     grown = grow_corpus(tmp_path / "web", chunks=6, heldout=3)
@@ -102,6 +103,7 @@ def test_a_run_is_evaluated_on_the_rows_it_began_with(tmp_path: Path) -> None:
     assert all(map(same, held_out(config), before))
     # A run that begins now is evaluated on all there is.
     later = run_config(tmp_path, {"web": 1.0}, seq_len=16, name="later")
+    later.run_dir.mkdir()
     begin_ledger(later)
     assert open_run_data(later).heldout["web"].chunks == 5
     assert len(held_out(later)) == 2

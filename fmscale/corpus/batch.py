@@ -1,5 +1,9 @@
 """One batch of rows as arrays, and the hash that says exactly what was trained.
 
+A row is U tokens, fixed for a run. A step may train at a shorter sequence length L: each row is then cut into U / L
+sequences, which stand next to one another. Rows are what is counted, shared out over ranks and hashed; sequences are
+what a model sees.
+
 The batch hash is a hash per row of (row number, tokens, labels, positions), summed modulo 2^128: it does not depend on
 which rank held which row; a row handed out twice, or not at all, or with another row's tokens, changes it.
 """
@@ -18,7 +22,7 @@ from fmscale.topology import PADDING
 IGNORE = -100
 """Label of a position without a target; the number that torch's cross-entropy ignores."""
 PAD = 0
-"""Token of padding rows. Its value reaches no loss and no hash."""
+"""Token of padding. Its value reaches no loss; of a row that is nothing but padding, no hash."""
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -26,47 +30,108 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one rank, or of one micro-batch. B rows (padding included) of T tokens."""
+    """Rows of one rank, or of one micro-batch: R rows, padding included, in S sequences of L tokens."""
 
     rows: I64
-    """[B] row numbers, PADDING (-1) where there is none."""
+    """[R] row numbers, PADDING (-1) where there is none."""
     tokens: I32
-    """[B, T]"""
+    """[S, L]"""
     labels: I32
-    """[B, T] the token that follows, IGNORE (-100) where there is no target."""
+    """[S, L] the token that follows, IGNORE (-100) where there is no target."""
     positions: I32
-    """[B, T]"""
+    """[S, L] from 0 in every sequence; in every document, where attention is bounded by documents."""
     targets: int
-    """Labels other than IGNORE in the GLOBAL batch: what the loss is divided by on every rank."""
+    """Labels other than IGNORE in the GLOBAL batch: what the loss is divided by on every rank. In a share that has not
+    been put together with the other ranks' yet: those of the share."""
+
+    @property
+    def pieces(self) -> int:
+        """Sequences that each row is cut into: S / R."""
+        return len(self.tokens) // max(len(self.rows), 1)
 
     def micro_batches(self, micro_batch: int) -> list[Batch]:
-        """Views of `micro_batch` rows each; B is a multiple of it. `targets` stays that of the global batch."""
-        assert len(self.rows) % micro_batch == 0, f"{len(self.rows)} rows are no whole micro-batches of {micro_batch}"
-        parts = [slice(i, i + micro_batch) for i in range(0, len(self.rows), micro_batch)]
-        return [Batch(self.rows[p], self.tokens[p], self.labels[p], self.positions[p], self.targets) for p in parts]
+        """Views of `micro_batch` rows each, of which R is a multiple. `targets` stays that of the global batch."""
+        rows, pieces = len(self.rows), self.pieces
+        assert rows % micro_batch == 0, f"{rows} rows are no whole micro-batches of {micro_batch}"
+        parts = []
+        for first in range(0, rows, micro_batch):
+            mine, cut = slice(first, first + micro_batch), slice(first * pieces, (first + micro_batch) * pieces)
+            parts.append(Batch(self.rows[mine], self.tokens[cut], self.labels[cut], self.positions[cut], self.targets))
+        return parts
 
 
-def batch_of(rows: I64, row_tokens: npt.NDArray[np.unsignedinteger], targets: int) -> Batch:
-    """The causal batch of `rows` [B], of which R are no padding; row_tokens [R, T + 1], in the order of these rows."""
+def batch_of(
+    rows: I64,
+    row_tokens: npt.NDArray[np.unsignedinteger],
+    targets: int | None = None,
+    *,
+    seq_len: int | None = None,
+    starts: npt.NDArray[np.bool_] | None = None,
+    lengths: npt.NDArray[np.integer] | None = None,
+    documents: bool = False,
+) -> Batch:
+    """The causal batch of `rows` [R], of which N are no padding.
+
+    row_tokens: [N, U + 1], in the order of these rows; the last is the label of the one before it.
+    targets: of the global batch; None: those of these rows.
+    seq_len: L, of which U is a multiple; None: U.
+    starts: [N, U + 1] where a document begins; asked for with `documents`, of no effect otherwise.
+    lengths: [N] how many of a row's U + 1 tokens are there, 0 to U + 1; None: all. The rest is padding.
+    documents: positions count from 0 in each document, and no label lies in another document than its token.
+
+    At memory speed, 5 G tokens/s in 256 x 2048 on one core, 1 G with `documents`.
+    """
     real = rows != PADDING
     assert real.sum() == len(row_tokens), f"tokens of {len(row_tokens)} rows for {real.sum()}"
-    shape = (len(rows), row_tokens.shape[1] - 1)
-    tokens, labels = np.full(shape, PAD, np.int32), np.full(shape, IGNORE, np.int32)
-    where = slice(None) if real.all() else real
+    assert starts is not None or not documents, "documents are bounded by their starts, which are missing"
+    width = row_tokens.shape[1] - 1
+    seq_len = seq_len or width
+    assert width % seq_len == 0, f"rows of {width} tokens are no whole sequences of {seq_len}"
+    whole = bool(real.all())
+    # One block for all three: half as large, the allocator would give it back and fault it in again each time.
+    block = np.empty((3, len(rows), width), np.int32)
+    tokens, labels, positions = block
+    if not whole:
+        tokens[~real], labels[~real] = PAD, IGNORE
+    where = slice(None) if whole else real
     tokens[where], labels[where] = row_tokens[:, :-1], row_tokens[:, 1:]
-    positions = np.empty(shape, np.int32)
-    positions[:] = np.arange(shape[1], dtype=np.int32)
-    return Batch(rows, tokens, labels, positions, targets)
+    positions.reshape(-1, seq_len)[:] = np.arange(seq_len, dtype=np.int32)
+    found = len(row_tokens) * width
+    if lengths is not None:
+        for row, length in zip(np.flatnonzero(real), lengths.tolist(), strict=True):
+            tokens[row, length:], labels[row, max(length - 1, 0) :] = PAD, IGNORE
+        found = int((lengths - 1).clip(0, width).sum())
+    if documents and starts is not None:
+        begins = np.zeros((len(rows), width), np.bool_)
+        begins[where] = starts[:, :-1]
+        _restart(positions.reshape(-1), begins.reshape(-1, seq_len))
+        ends = np.zeros_like(begins)
+        ends[where] = starts[:, 1:]
+        labels[ends] = IGNORE
+        found = int(np.count_nonzero(labels != IGNORE))
+    tokens, labels, positions = block.reshape(3, -1, seq_len)
+    return Batch(rows, tokens, labels, positions, found if targets is None else targets)
+
+
+def _restart(positions: I32, begins: npt.NDArray[np.bool_]) -> None:
+    """Let positions [S L] count from 0 wherever one of begins [S, L] is, and at the first token of each sequence."""
+    begins[:, 0] = True
+    firsts = np.flatnonzero(begins)
+    positions[:] = np.arange(len(positions), dtype=np.int32)
+    positions -= np.repeat(firsts.astype(np.int32), np.diff(firsts, append=len(positions)))
 
 
 def row_hashes(batch: Batch) -> list[int]:
-    """xxh3_128 of each row that is no padding: row number (int64), tokens, labels, positions (int32), little-endian."""
-    rows, width = len(batch.rows), 4 * batch.tokens.shape[1]
+    """xxh3_128 of each row that is no padding: row number (int64), tokens, labels, positions (int32), little-endian.
+
+    tokens, labels and positions: of all of the row's sequences, one after the other.
+    """
+    rows, width = len(batch.rows), 4 * batch.pieces * batch.tokens.shape[1]
     record = np.empty((rows, 8 + 3 * width), np.uint8)
     record[:, :8] = batch.rows.astype("<i8").view(np.uint8).reshape(rows, 8)
     for i, array in enumerate((batch.tokens, batch.labels, batch.positions)):
         start = 8 + i * width
-        record[:, start : start + width] = np.ascontiguousarray(array, "<i4").view(np.uint8)
+        record[:, start : start + width] = np.ascontiguousarray(array, "<i4").view(np.uint8).reshape(rows, width)
     return [xxhash.xxh3_128_intdigest(record[i]) for i in np.flatnonzero(batch.rows != PADDING)]
 
 

@@ -13,8 +13,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmscale.corpus.batch import IGNORE, Batch, batch_hash, batch_of, combine, hash_hex, row_hashes
-from fmscale.topology import PADDING
+from fmscale.corpus.batch import IGNORE, PAD, Batch, batch_hash, batch_of, combine, hash_hex, row_hashes
+from fmscale.topology import PADDING, rank_rows
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "batch_hash.jsonl"
 
@@ -61,6 +61,112 @@ def test_a_row_hash_is_xxh3_of_the_documented_bytes() -> None:
         np.array(values, "<i4").tobytes() for values in ([700, 701, 702, 703], [701, 702, 703, 704], [0, 1, 2, 3])
     )
     assert row_hashes(batch) == [xxhash.xxh3_128_intdigest(record)]
+
+
+@st.composite
+def raw_rows(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of `batch_of`: up to 4 rows of up to 3 pieces with anything in them, padding rows between them."""
+    pieces, seq_len, real = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(0, 4))
+    width = pieces * seq_len
+    rows = draw(st.permutations([*range(10, 10 + real), *[PADDING] * draw(st.integers(0 if real else 1, 2))]))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    documents = draw(st.booleans())
+    return {
+        "rows": np.array(rows),
+        "row_tokens": rng.integers(1, 1000, (real, width + 1), dtype=np.uint16),
+        "seq_len": draw(st.sampled_from([seq_len, None])),
+        "starts": rng.random((real, width + 1)) < 0.4 if documents or draw(st.booleans()) else None,
+        "lengths": rng.integers(0, width + 2, real) if draw(st.booleans()) else None,
+        "documents": documents,
+    }
+
+
+def token_by_token(
+    rows: Any, row_tokens: Any, seq_len: int | None, starts: Any, lengths: Any, documents: bool
+) -> list[Any]:
+    """Of each row: its tokens, labels and positions, as the words of `batch_of` say it."""
+    width, numbers, result = row_tokens.shape[1] - 1, iter(range(len(row_tokens))), []
+    for row in rows:
+        n = next(numbers) if row != PADDING else None
+        there = 0 if n is None else width + 1 if lengths is None else lengths[n]
+        tokens, labels, positions = [], [], []
+        for i in range(width):
+            begins, next_begins = (documents and n is not None and starts[n, j] for j in (i, i + 1))
+            tokens.append(int(row_tokens[n, i]) if i < there else PAD)
+            labels.append(int(row_tokens[n, i + 1]) if i + 1 < there and not next_begins else IGNORE)
+            positions.append(0 if begins or i % (seq_len or width) == 0 else positions[-1] + 1)
+        result.append([tokens, labels, positions])
+    return result
+
+
+@given(raw_rows())
+def test_a_batch_is_what_token_by_token_makes_of_it(raw: dict[str, Any]) -> None:
+    batch = batch_of(**raw)
+    expected = token_by_token(**raw)
+    rows = len(raw["rows"])
+    for i, array in enumerate((batch.tokens, batch.labels, batch.positions)):
+        assert array.dtype == np.int32
+        assert array.shape[1] == (raw["seq_len"] or raw["row_tokens"].shape[1] - 1)
+        assert array.reshape(rows, -1).tolist() == [row[i] for row in expected]
+    assert batch.pieces == batch.tokens.shape[0] // rows
+    assert batch.targets == (batch.labels != IGNORE).sum(), "its own targets"
+    assert batch_of(**raw, targets=99).targets == 99
+
+
+@given(raw_rows(), st.integers(1, 3))
+def test_micro_batches_take_rows_with_all_their_sequences(raw: dict[str, Any], micro_batch: int) -> None:
+    raw["rows"] = np.concatenate([raw["rows"], np.full(-len(raw["rows"]) % micro_batch, PADDING)])
+    batch = batch_of(**raw)
+    parts = batch.micro_batches(micro_batch)
+    assert {(len(part.rows), part.pieces, part.targets) for part in parts} == {
+        (micro_batch, batch.pieces, batch.targets)
+    }
+    for name in ("rows", "tokens", "labels", "positions"):
+        assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(batch, name))
+    assert combine(map(batch_hash, parts)) == batch_hash(batch)
+
+
+def test_a_row_in_pieces_keeps_all_its_tokens_and_labels() -> None:
+    tokens = np.array([[10, 11, 12, 13, 14]], np.uint16)
+    batch = batch_of(np.array([7]), tokens, seq_len=2)
+    assert batch.tokens.tolist() == [[10, 11], [12, 13]]
+    assert batch.labels.tolist() == [[11, 12], [13, 14]]
+    assert batch.positions.tolist() == [[0, 1], [0, 1]]
+    record = np.int64(7).tobytes() + b"".join(
+        np.array(values, "<i4").tobytes() for values in ([10, 11, 12, 13], [11, 12, 13, 14], [0, 1, 0, 1])
+    )
+    assert row_hashes(batch) == [xxhash.xxh3_128_intdigest(record)]
+
+
+def test_what_does_not_fit_together_is_an_error() -> None:
+    tokens = np.zeros((1, 5), np.uint16)
+    with pytest.raises(AssertionError, match="rows of 4 tokens are no whole sequences of 3"):
+        batch_of(np.array([1]), tokens, seq_len=3)
+    with pytest.raises(AssertionError, match="documents are bounded by their starts, which are missing"):
+        batch_of(np.array([1]), tokens, documents=True)
+
+
+@given(
+    first=st.integers(0, 10**6),
+    rows=st.integers(1, 40),
+    pieces=st.sampled_from([1, 2, 4]),
+    micro_batch=st.integers(1, 4),
+)
+def test_shares_of_any_number_of_ranks_are_the_global_batch(
+    first: int, rows: int, pieces: int, micro_batch: int
+) -> None:
+    """Also where ranks do not divide the rows: hashes and targets add up to those of the batch in one."""
+
+    def share(numbers: Any) -> Batch:
+        real = numbers[numbers != PADDING]
+        return batch_of(numbers, ((real[:, None] + np.arange(9)) % 997).astype(np.uint16), seq_len=8 // pieces)
+
+    whole = share(np.arange(first, first + rows))
+    for dp in (1, 2, 3, 4, 5, 7, 8, 16):
+        shares = [share(rank_rows(first, rows, dp, rank, micro_batch)) for rank in range(dp)]
+        assert combine(map(batch_hash, shares)) == batch_hash(whole), f"{dp} ranks"
+        assert sum(part.targets for part in shares) == whole.targets == rows * 8
+        assert len({part.tokens.shape for part in shares}) == 1, "ranks with unequal numbers of micro-batches"
 
 
 @given(st.permutations(range(12)), st.integers(1, 11), st.integers(0, 5))

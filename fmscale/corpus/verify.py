@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fmscale.corpus.generation import Generation, check_tokenizer
 from fmscale.corpus.index import read_index
-from fmscale.corpus.manifest import MARKER, TOKENIZER_FILE, Shard
-from fmscale.corpus.shards import Corpus, Generation, check_tokenizer, manifests
+from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Shard
+from fmscale.corpus.shards import Corpus, manifests
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
@@ -69,6 +70,7 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
     base = Path(path)
     damage: list[str] = []
     known: set[Path] = set()
+    first = dict.fromkeys(SPLITS, 0)
     generations = shards = chunks = tokens = size = 0
     for directory, manifest in manifests(base):
         generations += 1
@@ -80,7 +82,8 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
             damage.append(_line(error))
         index = read_index(directory, manifest.index)
         for name, split in manifest.splits.items():
-            part = Generation(directory, manifest, name, index)
+            part = Generation(base, directory, manifest, name, index, first[name])
+            first[name] += split.chunks
             for shard, faults in _faults_by_shard(part, split.chunk_tokens):
                 held = 0 if shard in faults else shard.chunks - len(faults)
                 damage += faults.values()
@@ -125,7 +128,7 @@ def _faults_by_shard(part: Generation, chunk_tokens: int) -> Iterator[tuple[Shar
             link = _Link(*part.key(chunk), int(tokens[0]), int(tokens[-1]))
             fault = _written_wrong(part, tokens, docs, chunk_tokens) or link.fault(before)
             if fault:
-                faults[chunk] = f"chunk {chunk} of {part.directory / shard.file}: {fault}"
+                faults[chunk] = f"chunk {part.first + chunk} of {part.directory / shard.file}: {fault}"
             before = link
         yield shard, faults
 

@@ -20,8 +20,9 @@ from fmscale.corpus import readers
 from fmscale.corpus.batch import Batch
 from fmscale.corpus.loader import LocalLoader
 from fmscale.corpus.readers import RayLoader, start_readers
+from fmscale.corpus.shards import DamagedChunk
 from fmscale.corpus.sources import open_run_data
-from fmscale.errors import DataError, MachineError
+from fmscale.errors import MachineError
 from fmscale.observe import pids
 from tests.corpora import damage, make_corpus, run_config
 from tests.laws import restore_at_every_step, same, same_global_batches
@@ -193,8 +194,9 @@ def test_a_damaged_chunk_is_the_data_error_that_names_it(tmp_path: Path) -> None
     data = open_run_data(config)
     damage(tmp_path / "web", chunk=1)
     actors = start_readers(config, tmp_path)
-    with pytest.raises(DataError, match="chunk 1 is damaged") as error:
+    with pytest.raises(DamagedChunk, match="chunk 1 is damaged") as error:
         list(islice(RayLoader(actors, config, data, 0).batches(0), 8))
+    assert (error.value.split, error.value.chunk, error.value.corpus) == ("train", 1, tmp_path / "web")
     assert len(str(error.value).splitlines()) <= 6, "a traceback of Ray's in the message"
     ray.kill(actors[0])
 

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import shutil
 import socket
 import tarfile
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import ray.cloudpickle
 import webdataset
 
+from fmscale.corpus import generation as generation_module
 from fmscale.corpus import manifest as manifest_module
-from fmscale.corpus import shards as shards_module
 from fmscale.corpus import writer as writer_module
 from fmscale.corpus.chunks import DOC_DTYPE, Stream, cut_chunks, make_docs
 from fmscale.corpus.index import FILE as INDEX
 from fmscale.corpus.loader import RankPlan, RowReader, read_rows
 from fmscale.corpus.manifest import Manifest
-from fmscale.corpus.shards import Corpus
+from fmscale.corpus.shards import Corpus, DamagedChunk
 from fmscale.corpus.sources import open_run_data
 from fmscale.corpus.verify import inspect, survey, verify
 from fmscale.corpus.writer import Part, publish, write_parts
@@ -185,15 +188,125 @@ def test_swapped_shards_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_shard_cut_after_opening_is_refused(small: Path) -> None:
+    shard = small / "train-00000.tar"
+    opened, untouched = Corpus.open(small), Corpus.open(small)
+    before = opened.tokens(0).tolist()
+    whole = shard.read_bytes()
+    end = whole.rindex(opened.tokens(1).tobytes())
+    for size in (end + 8, end, 512, 0):
+        with shard.open("r+b") as file:
+            file.truncate(size)
+        for corpus_of in (opened, untouched):  # mapped and verified before the cut; neither
+            with pytest.raises(DamagedChunk, match=r"train-00000.tar is cut short or missing\n.*\n  found: \d+ bytes"):
+                corpus_of.tokens(1)
+    with pytest.raises(DamagedChunk, match="cut short or missing"):
+        opened.docs(0)
+    shard.write_bytes(whole)
+    assert opened.tokens(0).tolist() == untouched.tokens(0).tolist() == before
+    shard.unlink()
+    assert opened.tokens(0).tolist() == before, "a mapping outlives the name of its file"
+
+
+def test_a_file_cut_between_its_size_and_its_use_is_no_kill(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Corpus.open(small)
-    (small / "train-00000.tar").write_bytes((small / "train-00000.tar").read_bytes()[:-512])
-    with pytest.raises(DataError, match="cut short"):
+    monkeypatch.setattr(
+        generation_module.Generation, "_map", lambda self, chunk, number, end: self._open(chunk, number)
+    )
+    populate = generation_module.Generation._populate
+
+    def cut_first(*arguments: Any) -> None:
+        (small / "train-00000.tar").write_bytes(b"")
+        populate(*arguments)
+
+    monkeypatch.setattr(generation_module.Generation, "_populate", cut_first)
+    with pytest.raises(DamagedChunk, match="found: 0 bytes: Bad address"):
         opened.tokens(0)
+
+
+def lost(opened: Corpus) -> list[int]:
+    """Chunks that are refused, each with its own name on it."""
+    missing = []
+    for chunk in range(opened.chunks):
+        try:
+            opened.tokens(chunk)
+            opened.docs(chunk)
+        except DamagedChunk as error:
+            missing.append((error.split, error.chunk, error.corpus))
+    chunks = [chunk for _, chunk, _ in missing]
+    assert missing == [(opened.split, chunk, opened.path) for chunk in chunks]
+    return chunks
+
+
+def test_a_lenient_opening_loses_the_chunks_that_are_lost_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "SHARD_CHUNKS", 4)
+    first = corpus(tmp_path, texts(30), texts(4, first=50))
+    grown = corpus(tmp_path / "gen-0001", texts(20, first=90), parent=first)
+    chunks = [manifest.split("train").chunks for manifest in (first, grown)]
+    assert lost(Corpus.open(tmp_path, lenient=True)) == []
+    shard = tmp_path / "gen-0001" / "train-00000.tar"
+    whole = shard.read_bytes()
+    reference = Corpus.open(tmp_path)
+    ends = [whole.index(reference.tokens(chunks[0] + i).tobytes()) for i in range(4)]
+    ends = [end + 2 * 65 + -(end + 2 * 65) % 512 for end in ends]
+    for size in range(0, len(whole) + 513, 256):
+        shard.write_bytes(whole[:size] + bytes(max(0, size - len(whole))))
+        if size != len(whole):
+            with pytest.raises(DataError, match="cut short, overgrown or missing"):
+                Corpus.open(tmp_path)
+        held = sum(end <= size for end in ends)
+        assert lost(Corpus.open(tmp_path, lenient=True)) == list(range(chunks[0] + held, chunks[0] + 4)), size
+    shard.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(DataError, match="damaged at its end"):
+        Corpus.open(tmp_path)
+    assert lost(Corpus.open(tmp_path, lenient=True)) == []
+    shard.unlink()
+    assert lost(Corpus.open(tmp_path, lenient=True)) == list(range(chunks[0], chunks[0] + 4))
+    assert lost(Corpus.open(tmp_path, "heldout", lenient=True)) == []
+    with pytest.raises(DamagedChunk, match=f"chunk {chunks[0]} is damaged"):
+        Corpus.open(tmp_path, lenient=True, verify_all=True)
+    shard.mkdir()
+    with pytest.raises(DataError, match=r"train-00000.tar cannot be read\n.*\n  found: Is a directory") as caught:
+        Corpus.open(tmp_path, lenient=True).tokens(chunks[0])
+    assert not isinstance(caught.value, DamagedChunk), "nothing is known to be lost"
+    with pytest.raises(DataError, match="cannot be read"):
+        Corpus.open(tmp_path)
+    for name in ("manifest.json", INDEX, "tokenizer.model"):
+        path = tmp_path / "gen-0001" / name
+        clean = path.read_bytes()
+        path.write_bytes(clean[:-1])
+        with pytest.raises(DataError, match=name):
+            Corpus.open(tmp_path, lenient=True)
+        path.write_bytes(clean)
+
+
+def test_a_damaged_chunk_crosses_processes_with_all_that_it_says(small: Path) -> None:
+    shard = small / "heldout-00000.tar"
+    data = bytearray(shard.read_bytes())
+    data[600] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DamagedChunk) as caught:
+        Corpus.open(small, "heldout").docs(0)
+    error = caught.value
+    error.add_note("while a batch was read")
+    for again in (pickle.loads(pickle.dumps(error)), ray.cloudpickle.loads(ray.cloudpickle.dumps(error)), copy(error)):  # noqa: S301
+        assert type(again) is DamagedChunk
+        assert (again.split, again.chunk, again.corpus, again.shard) == ("heldout", 0, small, shard)
+        assert str(again) == str(error)
+        assert again.__notes__ == ["while a batch was read"]
+        assert again.exit_code == 3
+    lines = str(error).split("\n")
+    assert len(lines) <= 6
+    assert lines[0].startswith("chunk 0 is damaged: its docs, bytes 0 to ")
+    assert lines[0].endswith(str(shard))
+    assert "restore the shard from a copy" in lines[-1]
+    assert "data.bad_chunks=quarantine" in lines[-1]
 
 
 def test_arrays_outlive_their_mapping_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "SHARD_CHUNKS", 1)
-    monkeypatch.setattr(shards_module, "_MAPPED_SHARDS", 2)
+    monkeypatch.setattr(generation_module, "_MAPPED_SHARDS", 2)
     corpus(tmp_path, texts(20), chunk_tokens=32)
     opened = Corpus.open(tmp_path)
     assert len(opened.manifest.shards) > 6

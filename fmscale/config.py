@@ -41,6 +41,8 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = False
+    attention: Literal["causal", "document"] = "causal"
+    """What a token attends to: all of its sequence up to itself, or only its own document's part of that."""
     init_std: float = 0.02
 
     @property

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fmscale.config import ModelConfig
 from fmscale.model.layers import Block, Embedding, Head, RMSNorm, rotation
+from fmscale.model.mask import attention_mask
 
 
 class Decoder(nn.Module):
@@ -34,13 +35,17 @@ class Decoder(nn.Module):
             self.head.weight = self.embedding.weight
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-        """Logits_BTV over the padded vocabulary (padding: `layers.logits`). positions_BT: None is 0, 1, ... T-1."""
+        """Logits_BTV over the padded vocabulary (padding: `layers.logits`).
+
+        positions_BT: None is 0, 1, ... T-1. With `attention=document` a new document begins at each 0.
+        """
         if positions_BT is None:
             positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)[None]
         cos_sin = rotation(positions_BT, self.config.head_dim, self.config.rope_theta)
+        mask = attention_mask(positions_BT.expand_as(tokens_BT), self.config.attention)
         x_BTD = self.embedding(tokens_BT)
         for layer in self.layers:
-            x_BTD = layer(x_BTD, cos_sin)
+            x_BTD = layer(x_BTD, cos_sin, mask)
         logits_BTV: Tensor = self.head(self.norm(x_BTD))
         return logits_BTV
 

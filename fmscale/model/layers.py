@@ -11,11 +11,17 @@ Every linear map is without bias (Touvron et al. 2023, LLaMA).
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from fmscale.config import ModelConfig
+from fmscale.model.mask import Mask
 
 Rotation = tuple[Tensor, Tensor]
 """cos_BT1K and sin_BT1K in float32, the sine with the sign of the half-rotation in it; see `rotation`."""
@@ -52,7 +58,7 @@ def rotate(x_BTHK: Tensor, cos_sin: Rotation) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal attention; G key-value heads each serve H / G query heads (Ainslie et al. 2023, GQA)."""
+    """Masked by `mask.py`; G key-value heads each serve H / G query heads (Ainslie et al. 2023, GQA)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -63,34 +69,52 @@ class Attention(nn.Module):
         self.value = nn.Linear(config.d_model, kv_width, bias=False)
         self.output = nn.Linear(width, config.d_model, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_sin: Rotation) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_sin: Rotation, mask: Mask) -> Tensor:
         query_BTHK = rotate(self.query(x_BTD).unflatten(-1, (-1, self.head_dim)), cos_sin)
         key_BTGK = rotate(self.key(x_BTD).unflatten(-1, (-1, self.head_dim)), cos_sin)
         value_BTGK = self.value(x_BTD).unflatten(-1, (-1, self.head_dim))
-        mixed_BHTK = attend(query_BTHK.transpose(1, 2), key_BTGK.transpose(1, 2), value_BTGK.transpose(1, 2))
+        mixed_BHTK = attend(query_BTHK.transpose(1, 2), key_BTGK.transpose(1, 2), value_BTGK.transpose(1, 2), mask)
         out_BTD: Tensor = self.output(mixed_BHTK.transpose(1, 2).flatten(2))
         return out_BTD
 
 
-def attend(query_BHTK: Tensor, key_BGTK: Tensor, value_BGTK: Tensor) -> Tensor:
-    """softmax(query key^T / sqrt(K), causal) value, as [B, H, T, K].
+def attend(query_BHTK: Tensor, key_BGTK: Tensor, value_BGTK: Tensor, mask: Mask = None) -> Tensor:
+    """softmax(query key^T / sqrt(K), where `mask` lets see) value, as [B, H, T, K].
 
     torch's fused kernel, except for short bfloat16 sequences on a CPU, where it is no faster than in float32: two
     matmuls and a softmax take 9 ms instead of 23 (B 8, H 4, G 2, T 256, K 64, forward and backward, one core).
     """
     B, H, T, K = query_BHTK.shape
     G = key_BGTK.shape[1]
+    if isinstance(mask, BlockMask):
+        flex = _compiled_flex() if query_BHTK.is_cuda else flex_attention
+        tiled_BHTK: Tensor = flex(  # type: ignore[operator]
+            query_BHTK, key_BGTK, value_BGTK, block_mask=mask, enable_gqa=H != G
+        )
+        return tiled_BHTK
     if not (query_BHTK.device.type == "cpu" and query_BHTK.dtype == torch.bfloat16 and T <= 1024):
         fused_BHTK: Tensor = functional.scaled_dot_product_attention(
-            query_BHTK, key_BGTK, value_BGTK, is_causal=True, enable_gqa=H != G
+            query_BHTK, key_BGTK, value_BGTK, mask, is_causal=mask is None, enable_gqa=H != G
         )
         return fused_BHTK
-    future_TT = torch.full((T, T), -torch.inf, dtype=query_BHTK.dtype).triu_(1)
+    if mask is None:
+        unseen = torch.full((T, T), -torch.inf, dtype=query_BHTK.dtype).triu_(1)
+    else:
+        unseen = torch.where(mask, 0.0, -torch.inf).to(query_BHTK.dtype)
     # The H / G query heads of one key head are one longer matrix: keys and values are not repeated.
     scores = (query_BHTK * K**-0.5).reshape(B * G, H // G * T, K) @ key_BGTK.reshape(B * G, T, K).transpose(1, 2)
-    weights = (scores.view(B * G, H // G, T, T) + future_TT).softmax(-1)
+    weights = (scores.view(B, H, T, T) + unseen).softmax(-1)
     mixed: Tensor = weights.view(B * G, H // G * T, T) @ value_BGTK.reshape(B * G, T, K)
     return mixed.view(B, H, T, K)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    """flex_attention is a kernel only once compiled; uncompiled it makes all B H T^2 scores.
+
+    One graph or an error: past torch's limit of recompilations it would else fall back to that without a word.
+    """
+    return torch.compile(flex_attention, fullgraph=True)
 
 
 class SwiGLU(nn.Module):
@@ -117,8 +141,8 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.d_model, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x_BTD: Tensor, cos_sin: Rotation) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_sin)
+    def forward(self, x_BTD: Tensor, cos_sin: Rotation, mask: Mask) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), cos_sin, mask)
         out_BTD: Tensor = x_BTD + self.mlp(self.mlp_norm(x_BTD))
         return out_BTD
 

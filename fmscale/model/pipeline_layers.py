@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fmscale.config import ModelConfig
 from fmscale.model.layers import Block, Embedding, Head, RMSNorm, logits, rotation
+from fmscale.model.mask import attention_mask
 
 Hidden = tuple[Tensor, Tensor]
 """x_BTD and positions_BT."""
@@ -28,15 +29,18 @@ class PipelineEmbedding(Embedding):
 
 
 class PipelineBlock(Block):
-    """A block that turns positions into its rotation itself: angles cost less than sending them between ranks."""
+    """A block that makes rotation and mask from positions itself: both cost less than sending them between ranks."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         self.rope_theta = config.rope_theta
+        self.attends_to = config.attention
 
     def forward(self, hidden: Hidden) -> Hidden:  # type: ignore[override]
         x_BTD, positions_BT = hidden
-        return super().forward(x_BTD, rotation(positions_BT, self.attention.head_dim, self.rope_theta)), positions_BT
+        cos_sin = rotation(positions_BT, self.attention.head_dim, self.rope_theta)
+        mask = attention_mask(positions_BT, self.attends_to)
+        return super().forward(x_BTD, cos_sin, mask), positions_BT
 
 
 class PipelineNorm(RMSNorm):

@@ -5,8 +5,8 @@
     L layers, W = query heads x head width, T tokens of a sequence
 
 A multiply and an add per parameter forward, twice that backward; attention's scores and mixing are 2 L W T
-multiply-adds forward. From PaLM (Chowdhery et al. 2022, appendix B), whose MFU this is: causal masking is not taken
-off, recomputation does not count, an embedding look-up is no arithmetic (as in Kaplan et al. 2020).
+multiply-adds forward. From PaLM (Chowdhery et al. 2022, appendix B), whose MFU this is: masking, causal or by document,
+is not taken off, recomputation does not count, an embedding look-up is no arithmetic (as in Kaplan et al. 2020).
 """
 
 from __future__ import annotations

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from fmscale.errors import ConfigError
 from fmscale.settings import load_settings, settings_from_yaml, settings_to_yaml
 
 
@@ -63,15 +61,56 @@ class SourceConfig:
     corpus: str
     """Directory that `fmscale data prepare` wrote."""
     weight: float = 1.0
-    """Share of rows, relative to the other sources' weights."""
+    """Share of rows, relative to the other sources' weights, until the first of `data.stages`."""
+    max_epochs: float = 0.0
+    """How often a run may read the source; 0: as often as its weight asks for."""
+    beyond_max_epochs: Literal["refuse", "repeat"] = "refuse"
+    """What a run does that would read it more often: refuse to start, with the tokens that are missing, or read on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig:
+    """Weights of the sources from a point of training on."""
+
+    from_tokens: float = 0.0
+    """Tokens trained so far; the stage begins with the first step that begins there or later."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """By source; one that is left out has none in this stage."""
+    curve: Literal["constant", "linear", "cosine"] = "constant"
+    """How weights go from here to those of the next stage; curves are cut into 64 pieces of constant weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeqLenConfig:
+    from_tokens: float = 0.0
+    seq_len: int = 0
+    """Tokens of a sequence from there on; divides `data.seq_len`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig:
+    from_tokens: float = 0.0
+    global_batch: int = 0
+    """Rows of a global batch from there on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     seq_len: int = 1024
-    """Tokens of a sequence; a row is one sequence in this version, so also U of the design."""
+    """U: tokens of a row, and of a sequence unless `seq_len_schedule` says otherwise."""
+    seq_len_schedule: list[SeqLenConfig] = field(default_factory=list)
+    """Shorter sequences for a time: a row is then cut into several, so that a batch keeps its tokens."""
     seed: int = 0
     sources: dict[str, SourceConfig] = field(default_factory=dict)
+    stages: list[StageConfig] = field(default_factory=list)
+    """Other weights from given tokens on; before the first one the sources' own weights hold."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """concat: rows are slices of the token stream. best_fit: documents are packed whole, by the plan that
+    `fmscale data pack` made (docs/order.md)."""
+    bad_chunks: Literal["fail", "quarantine"] = "fail"
+    """What a run does about a chunk that is not as it was written: stop, or read another one in its place."""
+    bad_chunk_budget: float = 0.001
+    """Share of a source's chunks, one at least, that may be quarantined before the run stops."""
     window_chunks: int = 64
     """Chunks among which rows are shuffled; one chunk of 2^20 tokens takes 2 MB of page cache."""
     readers_per_node: int = 1
@@ -95,7 +134,9 @@ class ParallelConfig:
 class TrainConfig:
     steps: int = 1000
     global_batch: int = 32
-    """Rows per optimizer step, over all ranks."""
+    """Rows per optimizer step, over all ranks, unless `batch_ramp` says otherwise."""
+    batch_ramp: list[BatchConfig] = field(default_factory=list)
+    """Other global batches from given tokens on."""
     micro_batch: int = 8
     """Rows per forward on one rank."""
     threads_per_rank: int = 1
@@ -204,25 +245,6 @@ class Config:
         return self.parallel.dp * self.parallel.pp * self.parallel.tp
 
 
-# What a resumed run may change, and why that leaves its past true. All other fields are part of the run's identity.
-MAY_CHANGE_ON_RESUME: dict[str, str] = {
-    "run.root": "where the run directory stands",
-    "data.readers_per_node": "readers hold no position",
-    "data.prefetch_batches": "readers hold no position",
-    "data.sources.*.corpus": "where the corpus stands; its content hash is part of the order and is checked",
-    "parallel.*": "checkpoints hold no topology; batches stay equal to the bit, losses within tolerance",
-    "engine": "checkpoints hold no engine; losses stay equal within tolerance",
-    "train.steps": "a longer or shorter run; the schedule follows it",
-    "train.micro_batch": "rows per forward do not enter the order",
-    "train.threads_per_rank": "losses stay equal within tolerance",
-    "train.deterministic": "a property of kernels",
-    "checkpoint.*": "when state is kept",
-    "eval.*": "evaluation does not touch the training state",
-    "launch.*": "where processes come from",
-    "logging.*": "what is shown",
-}
-
-
 def load(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Config:
     """The config of `files`, merged left to right, and `overrides` (`train.steps=100`). Raises ConfigError."""
     return load_settings(Config, files, overrides)
@@ -238,35 +260,16 @@ def to_yaml(config: Config) -> str:
 
 
 def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf."""
-    values = (
-        config.items()
-        if isinstance(config, dict)
-        else ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
-    )
+    """(dotted key, value) of every leaf; entries of a list by their number."""
+    values: Iterable[tuple[Any, Any]]
+    if isinstance(config, dict):
+        values = config.items()
+    elif isinstance(config, list):
+        values = enumerate(config)
+    else:
+        values = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
     for name, value in values:
-        if dataclasses.is_dataclass(value) or isinstance(value, dict):
+        if dataclasses.is_dataclass(value) or isinstance(value, dict | list):
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-def check_resume(old: Config, new: Config) -> None:
-    """Raise ConfigError naming every field that differs and may not, with both values."""
-    before, after = dict(flatten(old)), dict(flatten(new))
-    bad = [
-        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _may_change(key)
-    ]
-    if bad:
-        raise ConfigError(
-            f"this run exists with other settings ({len(bad)} may not change on resume)",
-            expected="the settings in the run's config.yaml",
-            found="; ".join(bad[:4]) + (f"; and {len(bad) - 4} more" if len(bad) > 4 else ""),
-            do="set them back, or start another run with run.name=NEW (docs/config.md lists what may change)",
-        )
-
-
-def _may_change(key: str) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE_ON_RESUME)

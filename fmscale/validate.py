@@ -17,7 +17,8 @@ POSITIVE = """
 """
 NOT_NEGATIVE = """
     model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
-    schedule.final_lr_ratio checkpoint.every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts
+    schedule.final_lr_ratio data.bad_chunk_budget
+    checkpoint.every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts
 """
 
 
@@ -94,21 +95,7 @@ def validate(config: Config, world_size: int | None = None) -> None:
             found=f"model.n_heads={model.n_heads}, model.n_kv_heads={model.n_kv_heads}",
             do=f"set model.n_kv_heads to {_nearest(model.n_kv_heads, legal)}",
         )
-    if train.global_batch < parallel.dp:
-        raise ConfigError(
-            "the global batch has fewer rows than there are data-parallel ranks",
-            expected="train.global_batch >= parallel.dp",
-            found=f"{train.global_batch} < {parallel.dp} (train.micro_batch={train.micro_batch})",
-            do=f"set train.global_batch={parallel.dp} or parallel.dp={train.global_batch}",
-        )
-    rows = math.ceil(train.global_batch / parallel.dp)
-    if train.micro_batch > rows:
-        raise ConfigError(
-            "a micro-batch is larger than a rank's share of the global batch",
-            expected=f"train.micro_batch <= global_batch / dp = {train.global_batch} / {parallel.dp} = {rows}",
-            found=f"train.micro_batch={train.micro_batch}",
-            do=f"set train.micro_batch={rows}, or train.global_batch={train.micro_batch * parallel.dp}",
-        )
+    _schedules(config)
     if config.schedule.warmup_steps > train.steps:
         raise ConfigError(
             "the learning rate would never leave its warm-up",
@@ -139,12 +126,19 @@ def validate(config: Config, world_size: int | None = None) -> None:
             do="set data.sources.main.corpus=DIR, a directory written by `fmscale data prepare`",
         )
     for name, source in data.sources.items():
-        if not source.weight > 0 or not math.isfinite(source.weight):
+        if not source.weight >= 0 or not math.isfinite(source.weight) or (source.weight == 0 and not data.stages):
             raise ConfigError(
                 f"source `{name}` has an impossible weight",
-                expected="a number > 0",
+                expected="a number > 0, or 0 where data.stages give it weight later",
                 found=str(source.weight),
                 do="set a weight, or leave the source out",
+            )
+        if not source.max_epochs >= 0:
+            raise ConfigError(
+                f"source `{name}` has an impossible max_epochs",
+                expected="a number > 0, or 0 for no limit",
+                found=str(source.max_epochs),
+                do=f"set data.sources.{name}.max_epochs",
             )
         if not (Path(source.corpus) / "manifest.json").is_file():
             raise ConfigError(
@@ -152,6 +146,94 @@ def validate(config: Config, world_size: int | None = None) -> None:
                 expected=f"{Path(source.corpus) / 'manifest.json'}, written last by `fmscale data prepare`",
                 found="no such directory" if not Path(source.corpus).is_dir() else "a directory without a manifest",
                 do="prepare it, or correct the path",
+            )
+    _stages(config)
+
+
+def _schedules(config: Config) -> None:
+    """Batches and sequence lengths over training."""
+    train, data, dp = config.train, config.data, config.parallel.dp
+    tokens = [stage.from_tokens for stage in train.batch_ramp]
+    _rising("train.batch_ramp", tokens)
+    _rising("data.seq_len_schedule", [stage.from_tokens for stage in data.seq_len_schedule])
+    entries = [("train.global_batch", train.global_batch)]
+    entries += [(f"train.batch_ramp.{i}.global_batch", stage.global_batch) for i, stage in enumerate(train.batch_ramp)]
+    if tokens and tokens[0] == 0:
+        del entries[0]  # never in force
+    for key, rows in entries:
+        if rows < dp:
+            raise ConfigError(
+                "a global batch has fewer rows than there are data-parallel ranks",
+                expected=f"{key} >= parallel.dp",
+                found=f"{rows} < {dp} (train.micro_batch={train.micro_batch})",
+                do=f"set {key}={dp} or parallel.dp={max(1, rows)}",
+            )
+    share = math.ceil(max(rows for _, rows in entries) / dp)
+    if train.micro_batch > share:
+        raise ConfigError(
+            "a micro-batch is larger than a rank's share of the global batch",
+            expected=f"train.micro_batch <= global_batch / dp = {max(rows for _, rows in entries)} / {dp} = {share}",
+            found=f"train.micro_batch={train.micro_batch}",
+            do=f"set train.micro_batch={share}, or train.global_batch={train.micro_batch * dp}",
+        )
+    for i, stage in enumerate(data.seq_len_schedule):
+        if stage.seq_len < 1 or data.seq_len % stage.seq_len:
+            legal = [n for n in range(1, data.seq_len + 1) if data.seq_len % n == 0]
+            raise ConfigError(
+                "a sequence length does not divide the rows",
+                expected=f"data.seq_len_schedule.{i}.seq_len a divisor of data.seq_len={data.seq_len}, the longest",
+                found=str(stage.seq_len),
+                do=f"set it to {_nearest(stage.seq_len, legal)}",
+            )
+
+
+def _rising(key: str, tokens: list[float]) -> None:
+    if any(not math.isfinite(t) or t < 0 for t in tokens) or tokens != sorted(set(tokens)):
+        raise ConfigError(
+            f"the entries of {key} do not rise",
+            expected="from_tokens of 0 or more, each larger than the one before",
+            found=", ".join(f"{t:g}" for t in tokens),
+            do="put them in order",
+        )
+
+
+def _stages(config: Config) -> None:
+    """Weights of sources over training."""
+    data, names = config.data, config.data.sources
+    _rising("data.stages", [stage.from_tokens for stage in data.stages])
+    first = data.stages[0].from_tokens if data.stages else math.inf
+    if first > 0 and not any(source.weight > 0 for source in names.values()):
+        raise ConfigError(
+            "no source has weight at the run's start",
+            expected="a weight above 0, or a stage with from_tokens=0",
+            found=", ".join(f"{name}: {source.weight:g}" for name, source in names.items()),
+            do="set data.sources.NAME.weight",
+        )
+    for i, stage in enumerate(data.stages):
+        unknown = [name for name in stage.weights if name not in names]
+        bad = [name for name, weight in stage.weights.items() if not (math.isfinite(weight) and weight >= 0)]
+        if unknown or bad or not any(weight > 0 for weight in stage.weights.values()):
+            raise ConfigError(
+                f"data.stages.{i} has no usable weights",
+                expected=f"weights of 0 or more, some above 0, of the sources {', '.join(names)}",
+                found=", ".join(f"{name}: {weight}" for name, weight in stage.weights.items()) or "none",
+                do="name only sources of data.sources, and give one of them weight",
+            )
+        if stage.curve != "constant" and i == len(data.stages) - 1:
+            raise ConfigError(
+                f"data.stages.{i} has a curve that leads nowhere",
+                expected="a further stage, whose weights the curve ends at",
+                found=f"curve={stage.curve} in the last stage",
+                do="add the stage at which the curve ends, or set curve=constant",
+            )
+    for name, source in names.items():
+        given = [stage.weights.get(name, 0.0) for stage in data.stages] + ([source.weight] if first > 0 else [])
+        if not any(weight > 0 for weight in given):
+            raise ConfigError(
+                f"source `{name}` never has weight",
+                expected="a weight above 0 in some stage",
+                found="none in data.stages",
+                do="give it weight, or leave the source out",
             )
 
 

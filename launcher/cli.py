@@ -10,16 +10,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from launcher.cli_data import AsJson, Settings, data_app, show_record, split, tokenizer_app
-
-if TYPE_CHECKING:
-    from fmscale.config import Config
+from launcher.arguments import AsJson, Run, Settings, config_of, run_dir_of
+from launcher.cli_data import data_app, show_record, tokenizer_app
+from launcher.cli_order import order_app
 
 EPILOG = (
     "Exit codes: 0 done, 1 unexpected, 2 a setting, 3 data, 4 a checkpoint, 5 the run is held by another process, "
@@ -36,10 +34,9 @@ runs_app = typer.Typer(help="What runs did.", no_args_is_help=True)
 checkpoint_app = typer.Typer(help="A run's checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
+app.add_typer(order_app, name="order")
 app.add_typer(runs_app, name="runs")
 app.add_typer(checkpoint_app, name="checkpoint")
-
-Run = Annotated[str, typer.Argument(help="A run directory, or a name below `runs/`.")]
 
 
 @app.callback()
@@ -60,40 +57,13 @@ def train(
     from fmscale.config import to_yaml
     from launcher.start import plan, start
 
-    config = _config(settings)
+    config = config_of(settings)
     if print_config:
         typer.echo(to_yaml(config), nl=False)
     elif dry_run:
         typer.echo(plan(config))
     else:
         start(config, roll_back or None, take_over)
-
-
-@app.command()
-def order(
-    settings: Settings,
-    first: Annotated[int, typer.Option("--from", min=1, help="First step.")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 1,
-    dp: Annotated[int, typer.Option(min=0, help="Data-parallel ranks; 0 takes the config's.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Which rows each rank trains in a step, and the step's batch hash, computed from the shards without training."""
-    from dataclasses import replace
-
-    from fmscale.corpus.replay import replay
-    from launcher.start import check
-
-    config = _config(settings)
-    if dp:  # rows of any number of ranks, whatever engine and micro-batch the config has
-        config = replace(config, engine="plain", parallel=replace(config.parallel, dp=dp, pp=1))
-        config = replace(config, train=replace(config.train, micro_batch=1))
-    records = replay(check(config), first, steps, config.parallel.dp)
-    if as_json:
-        typer.echo(json.dumps(records))
-        return
-    for record in records:
-        shares = ["-" if not rows else f"{rows[0]}..{rows[-1]}" for rows in record["rows_per_rank"]]
-        typer.echo(f"step {record['step']}  batch_hash {record['batch_hash']}  rows by rank: {'  '.join(shares)}")
 
 
 @app.command()
@@ -112,7 +82,7 @@ def show(run: Run, as_json: AsJson = False) -> None:
     """The de-duplicated series of a run's steps."""
     from fmscale.observe.metrics import series, summary
 
-    run_dir = _run_dir(run)
+    run_dir = run_dir_of(run)
     steps = series(run_dir)
     if as_json:
         typer.echo(json.dumps({"summary": summary(run_dir), "steps": steps}))
@@ -130,7 +100,7 @@ def checkpoint_list(run: Run, as_json: AsJson = False) -> None:
     """Committed checkpoints, newest first, and which of them a restart would take."""
     from fmscale.training.checkpoint import CheckpointStore
 
-    run_dir = _run_dir(run)
+    run_dir = run_dir_of(run)
     store = CheckpointStore(run_dir / "checkpoints")
     resumable = [commit.name for commit in store.candidates(lambda text: typer.echo(text, err=True))]
     commits = sorted(store.list(), key=lambda commit: (commit.term, commit.step), reverse=True)
@@ -163,7 +133,7 @@ def checkpoint_verify(
     from fmscale.training.checkpoint import CheckpointStore
     from fmscale.training.history import checkpoint_names
 
-    store = CheckpointStore(_run_dir(run) / "checkpoints")
+    store = CheckpointStore(run_dir_of(run) / "checkpoints")
     damaged = 0
     for each in [name] if name else checkpoint_names(store.root):
         if not name and not (store.root / each / "COMMIT.json").exists():
@@ -182,23 +152,6 @@ def checkpoint_verify(
             found="what is listed above",
             do="nothing, if a newer one holds: `fmscale train` passes over the damaged ones",
         )
-
-
-def _config(arguments: Sequence[str]) -> Config:
-    from fmscale.config import load
-
-    return load(*split(arguments))
-
-
-def _run_dir(run: str) -> Path:
-    from fmscale.errors import ConfigError
-
-    for candidate in (Path(run), Path("runs") / run):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise ConfigError(
-        "no such run", expected="a directory with a config.yaml, or a name below runs/", found=run, do="see `ls runs`"
-    )
 
 
 def main() -> None:

@@ -1,26 +1,18 @@
-"""`fmscale data` and `fmscale tokenizer`: raw text to corpora. What all commands share in arguments stands here too."""
+"""`fmscale data` and `fmscale tokenizer`: raw text to corpora."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from launcher.arguments import AsJson, Settings, config_of, split
+
 data_app = typer.Typer(help="Raw text to token shards, and a look at them.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Train a tokenizer.", no_args_is_help=True)
-
-Settings = Annotated[list[str], typer.Argument(help="YAML files and key=value settings, later ones win.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-
-
-def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """YAML files and key=value settings."""
-    is_file = [argument.endswith((".yaml", ".yml")) and "=" not in argument for argument in arguments]
-    files = [a for a, file in zip(arguments, is_file, strict=True) if file]
-    return files, [a for a, file in zip(arguments, is_file, strict=True) if not file]
 
 
 def show_record(record: dict[str, Any], as_json: bool) -> None:
@@ -70,6 +62,35 @@ def inspect(corpus: Path, as_json: AsJson = False) -> None:
     from fmscale.corpus.verify import inspect as run
 
     show_record(run(corpus), as_json)
+
+
+@data_app.command()
+def mix(
+    settings: Settings,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the plan into this .svg, .png or .pdf.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What a run would read: tokens and epochs of each source, when stages begin; trains and writes nothing."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from fmscale.corpus.mix import reading_plan, require_epochs
+    from fmscale.corpus.sources import open_run_data
+    from launcher.mix import save_plot, show
+    from launcher.start import check
+
+    config = check(config_of(settings))
+    data = open_run_data(config)
+    plan = reading_plan(config, data)
+    if as_json:
+        typer.echo(json.dumps(asdict(plan)))
+    else:
+        show(Console(width=None if sys.stdout.isatty() else 120), plan, data.order)
+    if plot is not None:
+        save_plot(plot, plan, data.order)
+    for note in require_epochs(config, plan):
+        typer.echo(f"note: {note}", err=True)
 
 
 @tokenizer_app.command("train")

@@ -20,7 +20,8 @@ import numpy as np
 
 from fmscale import durable
 from fmscale.config import Config, load
-from fmscale.corpus.loader import I64, heldout_places, read_rows
+from fmscale.corpus.loader import heldout_places
+from fmscale.corpus.rows import I64, read_rows
 from fmscale.corpus.sources import RunData, open_run_data, resolve
 from fmscale.errors import FmscaleError
 from fmscale.tokenizer import Tokenizer
@@ -208,9 +209,10 @@ def require_learnt(totals: dict[str, Any]) -> float:
 
 def heldout_labels(config: Config, data: RunData) -> I64:
     """The targets [N] of the run's evaluations."""
-    corpora = [data.heldout[source.name] for source in data.order.sources]
+    corpora = data.corpora("heldout")
     places = heldout_places(corpora, config.data.seq_len, config.eval.rows)
-    return read_rows(corpora, places, config.data.seq_len)[:, 1:].astype(np.int64).ravel()
+    labels: I64 = read_rows(corpora, places, config.data.seq_len).tokens[:, 1:].astype(np.int64).ravel()
+    return labels
 
 
 def _show(paths: Paths, config: Config) -> None:

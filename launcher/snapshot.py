@@ -13,10 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fmscale.config import Config, check_resume, flatten, from_yaml, to_yaml
+from fmscale.config import Config, flatten, from_yaml, to_yaml
 from fmscale.corpus.sources import begin_ledger
 from fmscale.durable import replace
 from fmscale.errors import CheckpointError
+from fmscale.resume import check_resume
 
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "wandb", "sentencepiece", "omegaconf", "numpy", "safetensors")
 

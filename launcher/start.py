@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.config import Config
-from fmscale.corpus.sources import resolve
+from fmscale.corpus.mix import reading_plan, require_epochs
+from fmscale.corpus.sources import open_run_data, resolve
 from fmscale.durable import replace
 from fmscale.errors import ConfigError
 from fmscale.observe.metrics import last_step, summary
@@ -32,31 +33,30 @@ def check(config: Config) -> Config:
 
 def plan(config: Config) -> str:
     """The resolved plan of a run: model, data, steps, ranks."""
-    from fmscale.corpus.sources import open_run_data
     from fmscale.observe.flops import explain, flops_per_token, parameter_count
 
     config = check(config)
     changes(config)
     data = open_run_data(config)
-    tokens = config.train.steps * config.train.global_batch * config.data.seq_len
-    train = config.train
+    reading, train = reading_plan(config, data), config.train
     per_token = flops_per_token(config.model, config.data.seq_len)
-    shares = data.order.shares(config.train.steps * config.train.global_batch)
     lines = [
         f"run       {config.run_dir}, at step {max(0, last_step(config.run_dir))} of {config.train.steps}",
         f"model     {parameter_count(config.model):,} parameters, vocabulary {config.model.vocab_size:,}",
-        f"work      {tokens:,} tokens x {per_token:,} FLOPs = {tokens * per_token:.3g} FLOPs",
+        f"work      {reading.tokens:,} tokens x {per_token:,} FLOPs = {reading.tokens * per_token:.3g} FLOPs",
         f"          {explain(config.model, config.data.seq_len)}",
         f"batch     {train.global_batch} rows x {config.data.seq_len} tokens, {train.micro_batch} rows a forward",
+        *(f"          from step {step:,}: {what} {value:,}" for what, step, value in reading.schedule),
         f"ranks     {config.world_size} (dp {config.parallel.dp} x pp {config.parallel.pp}), engine {config.engine}",
     ]
-    for number, source in enumerate(data.order.sources):
-        epochs = shares[number] / data.order.rows_per_epoch(number)
+    for number, source in enumerate(reading.sources):
         path = data.train[source.name].path
-        lines.append(f"source    {source.name}: {int(shares[number]):,} rows, {epochs:.2f} epochs of {path}")
+        lines.append(f"source    {source.name}: {source.tokens:,} tokens, {source.epochs:.2f} epochs of {path}")
         if cut := data.order.tokens_cut_per_epoch(number):
             lines.append(f"          {cut:,} tokens an epoch at chunks' ends are cut: data.seq_len divides no chunk")
-    return "\n".join(lines)
+    if len(reading.stages) > 1:
+        lines.append(f"stages    {len(reading.stages)}: `fmscale data mix` shows them")
+    return "\n".join(lines + [f"note      {note}" for note in require_epochs(config, reading)])
 
 
 def start(config: Config, roll_back: str | None = None, take_over: bool = False) -> None:
@@ -73,6 +73,8 @@ def start(config: Config, roll_back: str | None = None, take_over: bool = False)
             f"run {config.run_dir} is done: {config.train.steps} steps. More with train.steps=N, anew with run.name=NEW"
         )
         return
+    for note in require_epochs(config, reading_plan(config, open_run_data(config))):
+        print(note)
     supervise(config, roll_back, take_over)
     write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})
     print(f"done: {summary_file}; steps with `fmscale runs show {config.run_dir}`")

@@ -12,6 +12,7 @@ import errno
 import hashlib
 import mmap
 import os
+import time
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ class DamagedChunk(DataError):
         self.corpus = corpus
         self.shard = shard
         """The file that holds it, or should."""
+        self.place: tuple[int, int] | None = None
+        """(number of the source, chunk) in a run's order, where it was asked for as a row of one."""
         self._given = (split, chunk, corpus, shard, what, expected, found)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -69,6 +72,8 @@ class Generation:
         self.shards = [shard for shard in manifest.shards if shard.split == split]
         self.ends = list(accumulate(shard.chunks for shard in self.shards))
         """Chunks of the split up to and with each shard."""
+        self.verify_s = 0.0
+        """Seconds spent on hashes so far."""
         self._corpus = corpus
         self._index = index[chosen.first_chunk : chosen.first_chunk + chosen.chunks]
         self._dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
@@ -134,10 +139,12 @@ class Generation:
         return np.frombuffer(view, DOC_DTYPE, int(record["documents"]), int(record["docs_data"]))
 
     def _verify(self, chunk: int, view: mmap.mmap, member: str, begin: int, end: int) -> None:
+        started = time.perf_counter()
         expected = self._index[chunk][f"{member}_hash"].tobytes()
         self._populate(chunk, view, begin, end)
         with memoryview(view) as whole:
             found = region_hash(whole[begin:end])
+        self.verify_s += time.perf_counter() - started
         if found != expected:
             what = f"its {member}, bytes {begin} to {end} of {self._path(chunk)}"
             raise self._damaged(chunk, what, f"xxh3_128 {expected.hex()}", found.hex())

@@ -7,10 +7,13 @@ checkpoint carries them, so that the order of a run can be recomputed from its c
 
     kind         payload                                  from row `from_row` on
     weights      weights {source: number >= 0}            rows are mixed by these weights
+    stages       stages [{from_row, weights}, ...]        rows are mixed by these weights, each from its row on
+    source       source, corpus, generation, chunks,      a further source; rows are mixed by `weights`, which name it
+                 chunk_tokens, content_hash, weights
     generation   source, generation, chunks, content_hash the source's sequence goes on in a new epoch, over the first
                                                           `chunks` chunks of the corpus grown to that generation
     quarantine   source, chunk, substitute                `substitute` is read wherever `chunk` would be
-    skip         rows > 0                                 the next `rows` rows of the order are left out
+    skip         rows > 0                                 what the next `rows` rows would have read is left out
 
 `from_row` counts rows as the run consumes them, from 0. Entries are applied by (from_row, seq).
 """
@@ -26,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from fmscale import durable
+from fmscale.corpus.steps import StepPlan
 from fmscale.errors import DataError
 
 VERSION = 1
@@ -47,17 +51,43 @@ def _weights(value: Any) -> bool:
     return plain and any(w > 0 for w in numbers)
 
 
+def _stages(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    fit = all(isinstance(s, dict) and s.keys() == {"from_row", "weights"} and _weights(s["weights"]) for s in value)
+    rows = [s["from_row"] for s in value] if fit else []
+    return (
+        fit
+        and all(map(_count, rows))
+        and rows == sorted(set(rows))
+        and len({frozenset(s["weights"]) for s in value}) == 1
+    )
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _some(value: Any) -> bool:
+    return _count(value) and value > 0
+
+
 # kind -> payload fields, each with the test of its value
 KINDS: dict[str, dict[str, Callable[[Any], bool]]] = {
     "weights": {"weights": _weights},
-    "generation": {
-        "source": lambda value: isinstance(value, str),
+    "stages": {"stages": _stages},
+    "source": {
+        "source": _text,
+        "corpus": _text,
         "generation": _count,
-        "chunks": lambda value: _count(value) and value > 0,
-        "content_hash": lambda value: isinstance(value, str),
+        "chunks": _some,
+        "chunk_tokens": _some,
+        "content_hash": _text,
+        "weights": _weights,
     },
-    "quarantine": {"source": lambda value: isinstance(value, str), "chunk": _count, "substitute": _count},
-    "skip": {"rows": lambda value: _count(value) and value > 0},
+    "generation": {"source": _text, "generation": _count, "chunks": _some, "content_hash": _text},
+    "quarantine": {"source": _text, "chunk": _count, "substitute": _count},
+    "skip": {"rows": _some},
 }
 
 
@@ -99,18 +129,20 @@ class Ledger:
         return self.entries[-1].hash if self.entries else GENESIS
 
     def append(
-        self, kind: str, payload: Mapping[str, Any], *, from_row: int, rows_consumed: int, global_batch: int
+        self, kind: str, payload: Mapping[str, Any], *, from_row: int, rows_consumed: int, steps: StepPlan
     ) -> Ledger:
         """This ledger and one more entry. Raises DataError if the entry is malformed, or would change the past.
 
-        rows_consumed: rows of the run that were trained on (of the checkpoint that it will go on from).
+        rows_consumed: rows of the run that were trained on (of the checkpoint that it will go on from). steps: the
+        run's, since an entry begins with a global batch.
         """
-        if from_row < rows_consumed or from_row % global_batch:
+        edge = steps.edge(max(from_row, rows_consumed))
+        if from_row != edge:
             raise DataError(
-                f"a ledger entry ({kind}) must begin on the edge of a global batch that was not yet trained",
-                expected=f"a multiple of train.global_batch={global_batch}, {rows_consumed} or more",
+                f"a ledger entry ({kind}) must begin with a global batch that was not yet trained",
+                expected=f"the first row of a step, {rows_consumed} or more",
                 found=f"from row {from_row}",
-                do=f"use from row {-(-max(from_row, rows_consumed) // global_batch) * global_batch}",
+                do=f"use from row {edge}, where step {steps.step_from(edge).number} begins",
             )
         entry = Entry(seq=len(self.entries), from_row=from_row, kind=kind, payload=dict(payload), previous=self.head)
         _check(entry, "the new entry")

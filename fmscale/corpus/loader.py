@@ -1,6 +1,6 @@
 """From row numbers to batches: what each rank reads, and a loader in this process.
 
-    RowReader(corpora, order, seq_len).read(rows)      # any rows, now: pure
+    RowReader(data).read(rows, seq_len)                # any rows, now: pure
     LocalLoader(config, data, data_rank).batches(row)  # this rank's share of each global batch from `row` on, for ever
 
 `RankPlan` says which rows, from which places, make up a rank's share; `read_rows` fetches their tokens; `batch_of`
@@ -14,9 +14,10 @@ import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,56 +26,37 @@ from fmscale.config import Config
 from fmscale.corpus.batch import Batch, batch_of
 from fmscale.corpus.manifest import token_dtype
 from fmscale.corpus.order import Order
+from fmscale.corpus.rows import Places, RowTokens, Spent, read_rows
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.sources import RunData
 from fmscale.topology import PADDING, rank_rows, rows_per_rank
 
-LOCATE_BATCHES = 16
-"""Batches whose rows are located in one go: a call's price is nearly the same for 16 rows and for 1000."""
+LOCATE_STEPS = 16
+"""Steps whose rows are located in one go: a call's price is nearly the same for 16 rows and for 1000."""
 
 I64 = npt.NDArray[np.int64]
-Tokens = npt.NDArray[np.unsignedinteger]
-
-
-class Places(NamedTuple):
-    """Where rows [R] stand: number of the source (in the order of names), chunk, token offset."""
-
-    source: npt.NDArray[np.int32]
-    chunk: I64
-    start: I64
-
-    def part(self, which: slice | I64) -> Places:
-        return Places(self.source[which], self.chunk[which], self.start[which])
 
 
 class Loader(Protocol):
-    """All that the trainer asks of a loader. Implementations: LocalLoader here, RayLoader in readers.py."""
+    """All that a feed asks of a loader. Implementations: LocalLoader here, RayLoader in readers.py."""
 
     def batches(self, first_row: int) -> Iterator[Batch]:
-        """This rank's share of each global batch, the first of which begins with row `first_row`; without end."""
+        """This rank's share of each global batch, the first of which begins with row `first_row`; without end.
+
+        `targets` of what a loader hands out are those of the share. Raises DamagedChunk, from then on always, when
+        a chunk of what was asked for ahead is not as it was written."""
 
     def heldout_batches(self) -> Iterator[Batch]:
         """This rank's share of each held-out batch: the same number of batches, of the same shape, on every rank."""
 
+    def take_wait(self) -> Spent:
+        """What `next` waited for since the last call, and forget it."""
+
+    def reorder(self, data: RunData) -> None:
+        """Read by another order from now on; iterators handed out before are of no use."""
+
     def close(self) -> None:
         """Stop what runs ahead. Afterwards the loader is of no use."""
-
-
-def read_rows(corpora: Sequence[Corpus], places: Places, seq_len: int) -> Tokens:
-    """Tokens [R, seq_len + 1] at `places`, each row with the token that follows it; verified chunk by chunk.
-
-    Raises DataError if a chunk is not as it was written.
-    """
-    out = np.empty((len(places.chunk), seq_len + 1), token_dtype(corpora[0].vocab_size))
-    by_chunk = zip(places.source.tolist(), places.chunk.tolist(), places.start.tolist(), strict=True)
-    for i, (source, chunk, start) in enumerate(by_chunk):
-        out[i] = corpora[source].tokens(chunk)[start : start + seq_len + 1]
-    return out
-
-
-def targets_of(rows: int, seq_len: int) -> int:
-    """Targets of `rows` rows for the causal objective: every token of a row has the next one as its label."""
-    return rows * seq_len
 
 
 def heldout_places(corpora: Sequence[Corpus], seq_len: int, limit: int) -> Places:
@@ -98,17 +80,16 @@ def heldout_places(corpora: Sequence[Corpus], seq_len: int, limit: int) -> Place
 class RowReader:
     """Any rows of a run as a Batch; no state but the corpora's record of which chunks were verified."""
 
-    def __init__(self, corpora: Mapping[str, Corpus], order: Order, seq_len: int) -> None:
-        """corpora: train splits by name of source."""
-        assert order.row_tokens == seq_len, "a row is one sequence in this version"
-        self._corpora = [corpora[source.name] for source in order.sources]
-        self._order, self._seq_len = order, seq_len
+    def __init__(self, data: RunData, documents: bool = False) -> None:
+        """documents: positions and targets stay within documents (model.attention=document)."""
+        self._corpora, self._order, self._documents = data.corpora("train"), data.order, documents
 
-    def read(self, rows: I64) -> Batch:
-        """Batch of `rows` [B] in this order, PADDING allowed; `targets` are those of a global batch."""
+    def read(self, rows: I64, seq_len: int = 0) -> Batch:
+        """Batch of `rows` [R] in this order, PADDING allowed, in sequences of seq_len (0: whole rows); `targets` are
+        those of these rows."""
         places = places_of(self._order, rows)
-        tokens = read_rows(self._corpora, places, self._seq_len)
-        return batch_of(rows, tokens, targets_of(self._order.global_batch, self._seq_len))
+        tokens = read_rows(self._corpora, places, self._order.row_tokens, self._documents)
+        return collate(rows, tokens, seq_len or self._order.row_tokens, self._documents)
 
 
 def places_of(order: Order, rows: I64) -> Places:
@@ -117,106 +98,132 @@ def places_of(order: Order, rows: I64) -> Places:
     return Places(at.source, at.chunk, at.start)
 
 
+def collate(rows: I64, found: RowTokens, seq_len: int, documents: bool) -> Batch:
+    return batch_of(
+        rows,
+        found.tokens,
+        seq_len=seq_len,
+        starts=found.document_starts(),
+        lengths=found.lengths,
+        documents=documents,
+    )
+
+
 @dataclass(frozen=True)
 class Ask:
     """A rank's share of one global batch before its tokens are there."""
 
     split: str
     rows: I64
-    """[B], PADDING at the end."""
+    """[R], PADDING at the end."""
     places: Places
     """Of the rows that are no padding."""
-    targets: int
-
-    def batch(self, row_tokens: Tokens) -> Batch:
-        return batch_of(self.rows, row_tokens, self.targets)
+    seq_len: int
 
 
 class RankPlan:
     """What one data-parallel rank reads, batch by batch; arithmetic only."""
 
     def __init__(self, config: Config, data: RunData, data_rank: int) -> None:
-        self.seq_len = config.data.seq_len
+        self.row_tokens, self.documents = config.data.seq_len, config.model.attention == "document"
         self.global_batch, self.dp = config.train.global_batch, config.parallel.dp
         self.micro_batch, self.data_rank = config.train.micro_batch, data_rank
-        self.order, self.names = data.order, [source.name for source in data.order.sources]
-        self.corpora = {
-            "train": [data.train[name] for name in self.names],
-            "heldout": [data.heldout[name] for name in self.names],
-        }
+        self.order = data.order
+        self.corpora = {split: data.corpora(split) for split in ("train", "heldout")}
         self._heldout_limit = config.eval.rows
-        self.row_bytes = (self.seq_len + 1) * token_dtype(self.corpora["train"][0].vocab_size).itemsize
+        self.row_bytes = (self.row_tokens + 1) * token_dtype(self.corpora["train"][0].vocab_size).itemsize
 
     def train(self, first_row: int) -> Iterator[Ask]:
         """Shares of the global batches from row `first_row` on, for ever."""
-        targets = targets_of(self.global_batch, self.seq_len)
-        for first in itertools.count(first_row, LOCATE_BATCHES * self.global_batch):
-            firsts = range(first, first + LOCATE_BATCHES * self.global_batch, self.global_batch)
-            shares = [
-                rank_rows(start, self.global_batch, self.dp, self.data_rank, self.micro_batch) for start in firsts
-            ]
+        steps = self.order.steps
+        for first in itertools.count(steps.step_from(first_row).number, LOCATE_STEPS):
+            some = [steps.step(number) for number in range(first, first + LOCATE_STEPS)]
+            shares = [rank_rows(s.first_row, s.rows, self.dp, self.data_rank, self.micro_batch) for s in some]
             places = places_of(self.order, np.concatenate(shares))
-            real = len(places.chunk) // LOCATE_BATCHES
-            for i, rows in enumerate(shares):
-                yield Ask("train", rows, places.part(slice(i * real, (i + 1) * real)), targets)
+            stops = np.cumsum([np.count_nonzero(share != PADDING) for share in shares]).tolist()
+            for step, share, begin, stop in zip(some, shares, [0, *stops], stops, strict=False):
+                yield Ask("train", share, places.part(slice(begin, stop)), step.seq_len)
 
     def heldout(self) -> Iterator[Ask]:
         """Shares of the held-out batches; the last one is filled up with padding to the shape of the others."""
-        places = heldout_places(self.corpora["heldout"], self.seq_len, self._heldout_limit)
+        places = heldout_places(self.corpora["heldout"], self.row_tokens, self._heldout_limit)
         for first in range(0, len(places.chunk), self.global_batch):
             count = min(self.global_batch, len(places.chunk) - first)
             share = rank_rows(first, count, self.dp, self.data_rank, self.micro_batch)
             rows = np.full(rows_per_rank(self.global_batch, self.dp, self.micro_batch), PADDING, np.int64)
             rows[: len(share)] = share
             own = places.part(share[share != PADDING])
-            yield Ask("heldout", rows, own, targets_of(count, self.seq_len))
+            yield Ask("heldout", rows, own, self.row_tokens)
+
+    def batch(self, ask: Ask, found: RowTokens) -> Batch:
+        return collate(ask.rows, found, ask.seq_len, self.documents)
 
 
 class LocalLoader:
     """A Loader in this process: one thread reads ahead, `data.prefetch_batches` batches and the one it is at."""
 
     def __init__(self, config: Config, data: RunData, data_rank: int) -> None:
+        self._config, self._data_rank = config, data_rank
         self._plan = RankPlan(config, data, data_rank)
-        self._depth = config.data.prefetch_batches
         self._running: list[_ReadAhead] = []
 
     def batches(self, first_row: int) -> Iterator[Batch]:
-        self._running.append(_ReadAhead(map(self._read, self._plan.train(first_row)), self._depth))
+        asks = map(self._read, self._plan.train(first_row))
+        self._running.append(_ReadAhead(asks, self._config.data.prefetch_batches))
         return self._running[-1]
 
     def heldout_batches(self) -> Iterator[Batch]:
-        return map(self._read, self._plan.heldout())
+        return (batch for batch, _ in map(self._read, self._plan.heldout()))
+
+    def take_wait(self) -> Spent:
+        waited = Spent()
+        for ahead in self._running:
+            waited, ahead.waited = waited + ahead.waited, Spent()
+        return waited
+
+    def reorder(self, data: RunData) -> None:
+        self.close()
+        self._plan = RankPlan(self._config, data, self._data_rank)
 
     def close(self) -> None:
         for ahead in self._running:
             ahead.close()
+        self._running = []
 
-    def _read(self, ask: Ask) -> Batch:
-        return ask.batch(read_rows(self._plan.corpora[ask.split], ask.places, self._plan.seq_len))
+    def _read(self, ask: Ask) -> tuple[Batch, Spent]:
+        plan = self._plan
+        found = read_rows(plan.corpora[ask.split], ask.places, plan.row_tokens, plan.documents)
+        started = time.perf_counter()
+        batch = plan.batch(ask, found)
+        return batch, found.spent + Spent(collate_s=time.perf_counter() - started)
 
 
 class _ReadAhead(Iterator[Batch]):
     """An endless iterator of batches, drawn by a thread: `depth` of them wait and it holds one more, no further."""
 
-    def __init__(self, batches: Iterator[Batch], depth: int) -> None:
-        self._queue: queue.Queue[Batch | Exception] = queue.Queue(maxsize=depth)
+    def __init__(self, batches: Iterator[tuple[Batch, Spent]], depth: int) -> None:
+        self.waited = Spent()
+        self._queue: queue.Queue[tuple[Batch, Spent] | Exception] = queue.Queue(maxsize=depth)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._fill, args=(batches,), name="read-ahead", daemon=True)
         self._thread.start()
 
     def __next__(self) -> Batch:
         assert not self._closed.is_set(), "the loader is closed"
+        started = time.perf_counter()
         item = self._queue.get()
         if isinstance(item, Exception):
             self._queue.put(item)  # the thread has ended: whoever asks again gets the same answer
             raise item
-        return item
+        batch, spent = item
+        self.waited += spent.within(time.perf_counter() - started)
+        return batch
 
     def close(self) -> None:
         self._closed.set()
         self._thread.join()
 
-    def _fill(self, batches: Iterator[Batch]) -> None:
+    def _fill(self, batches: Iterator[tuple[Batch, Spent]]) -> None:
         try:
             for batch in batches:
                 self._put(batch)
@@ -225,7 +232,7 @@ class _ReadAhead(Iterator[Batch]):
         except Exception as error:  # the thread that trains is to see it, where it asked for the batch
             self._put(error)
 
-    def _put(self, item: Batch | Exception) -> None:
+    def _put(self, item: tuple[Batch, Spent] | Exception) -> None:
         while not self._closed.is_set():
             with contextlib.suppress(queue.Full):
                 return self._queue.put(item, timeout=0.1)

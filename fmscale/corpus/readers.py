@@ -8,6 +8,7 @@ so small batches are asked for several at a time, and very large ones in parts.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -22,10 +23,11 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from fmscale.config import Config
 from fmscale.corpus.batch import Batch
-from fmscale.corpus.loader import Ask, Places, RankPlan, Tokens, read_rows
+from fmscale.corpus.loader import Ask, RankPlan
 from fmscale.corpus.manifest import SPLITS
-from fmscale.corpus.shards import Corpus, open_splits
-from fmscale.corpus.sources import RunData
+from fmscale.corpus.rows import Places, RowTokens, Spent, read_rows
+from fmscale.corpus.shards import Corpus
+from fmscale.corpus.sources import RunData, open_run_data
 from fmscale.errors import FmscaleError, MachineError
 
 REQUEST_BYTES = 2 << 20
@@ -52,16 +54,17 @@ class ReaderActor:
     def _corpora(self) -> dict[str, list[Corpus]]:
         # At the first question rather than at the start, so that a damaged corpus is an answer and no dead actor.
         # All generations of both splits: chunks keep their numbers when a corpus grows.
-        opened = [open_splits(source.corpus) for _, source in sorted(self._config.data.sources.items())]
-        return {split: [corpora[split] for corpora in opened] for split in SPLITS}
+        data = open_run_data(self._config)
+        return {split: data.corpora(split) for split in SPLITS}
 
     def node(self) -> str:
         """The Ray node it stands on."""
         return str(ray.get_runtime_context().get_node_id())
 
-    def read(self, split: str, places: Places) -> Tokens:
-        """Tokens [R, seq_len + 1]. Raises DataError if a chunk is not as it was written."""
-        return read_rows(self._corpora[split], places, self._config.data.seq_len)
+    def read(self, split: str, places: Places) -> RowTokens:
+        """The rows at `places`. Raises DamagedChunk if a chunk is not as it was written."""
+        config = self._config
+        return read_rows(self._corpora[split], places, config.data.seq_len, config.model.attention == "document")
 
 
 def start_readers(
@@ -84,9 +87,11 @@ class RayLoader:
     """A Loader that has reader actors read, those on its own node before others."""
 
     def __init__(self, readers: list[Any], config: Config, data: RunData, data_rank: int) -> None:
+        self._config, self._data_rank = config, data_rank
         self._plan = RankPlan(config, data, data_rank)
         self._ahead = config.data.prefetch_batches
         self._closed = False
+        self._waited = Spent()
         here = str(ray.get_runtime_context().get_node_id())
         nodes = ray.get([reader.node.remote() for reader in readers])
         near = [reader for reader, node in zip(readers, nodes, strict=True) if node == here]
@@ -102,21 +107,28 @@ class RayLoader:
     def heldout_batches(self) -> Iterator[Batch]:
         return self._stream(self._plan.heldout())
 
+    def take_wait(self) -> Spent:
+        waited, self._waited = self._waited, Spent()
+        return waited
+
+    def reorder(self, data: RunData) -> None:
+        self._plan = RankPlan(self._config, data, self._data_rank)
+
     def close(self) -> None:
         self._closed = True
 
     def _stream(self, asks: Iterator[Ask]) -> Iterator[Batch]:
         """Batches of `asks`; `prefetch_batches` of them, in one request at least, are under way before they are wanted.
 
-        Requests are made before each batch is handed out, not once per request: one holds up to REQUEST_BATCHES, and
-        the trainer is not to wait for a whole one whenever the last of these is used.
+        The next request is made before the last batch of the one before is handed out, so that it has that batch's step
+        to be answered in.
         """
         pending: deque[tuple[list[Ask], list[_Call]]] = deque()
-        waiting = 0  # batches requested and not yet handed out
+        waiting = 0
 
         def request_ahead() -> None:
             nonlocal waiting
-            while (waiting < self._ahead or not pending) and (group := self._group(asks)):
+            while waiting < self._ahead and (group := self._group(asks)):
                 pending.append((group, self._request(group)))
                 waiting += len(group)
 
@@ -124,16 +136,27 @@ class RayLoader:
         while pending:
             group, calls = pending.popleft()
             request_ahead()
-            # Copied at once: a view would hold the object in shared memory for as long as its last batch is not used.
-            tokens = np.concatenate([call.result() for call in calls])
-            del calls
+            rows = self._answer(calls)
             stops = np.cumsum([len(ask.places.chunk) for ask in group])
             for ask, stop in zip(group, stops.tolist(), strict=True):
                 if self._closed:
                     return
                 waiting -= 1
                 request_ahead()
-                yield ask.batch(tokens[stop - len(ask.places.chunk) : stop])
+                started = time.perf_counter()
+                batch = self._plan.batch(ask, rows.part(slice(stop - len(ask.places.chunk), stop)))
+                self._waited += Spent(collate_s=time.perf_counter() - started)
+                yield batch
+
+    def _answer(self, calls: list[_Call]) -> RowTokens:
+        """The rows of a request, and what was waited for."""
+        started = time.perf_counter()
+        parts = [call.result() for call in calls]
+        answered = time.perf_counter()
+        # Copied at once: a view would hold the object in shared memory for as long as its last batch is not used.
+        rows = RowTokens.joined(parts)
+        self._waited += rows.spent.within(answered - started) + Spent(transfer_s=time.perf_counter() - answered)
+        return rows
 
     def _group(self, asks: Iterator[Ask]) -> list[Ask]:
         """The next asks that make a request."""
@@ -169,15 +192,15 @@ class _Call:
     def _ask(self) -> Any:
         return self._others.popleft().read.remote(*self._question)
 
-    def result(self) -> Tokens:
-        """Tokens [R, seq_len + 1], a view of Ray's shared memory. Raises DataError, or MachineError without readers."""
+    def result(self) -> RowTokens:
+        """The rows, a view of Ray's shared memory. Raises DataError, or MachineError without readers."""
         while True:
             ready, _ = ray.wait(self._answers, timeout=ASK_ANOTHER_AFTER_S if self._others else None)
             if not ready:
                 self._answers.append(self._ask())
                 continue
             try:
-                tokens: Tokens = ray.get(ready[0])
+                rows: RowTokens = ray.get(ready[0])
             except RayTaskError as error:
                 if isinstance(error.cause, FmscaleError):
                     raise error.cause from None
@@ -194,4 +217,4 @@ class _Call:
                         do="start the run again: it goes on from its newest checkpoint",
                     ) from error
             else:
-                return tokens
+                return rows

@@ -18,23 +18,22 @@ from fmscale.topology import PADDING, rank_rows
 
 
 def replay(config: Config, first_step: int, steps: int, dp: int) -> list[dict[str, Any]]:
-    """Records {step, rows_per_rank, batch_hash} of `steps` steps from `first_step` (1 is a run's first) on.
+    """Records {step, seq_len, rows_per_rank, batch_hash} of `steps` steps from `first_step` (1 is a run's first) on.
 
-    rows_per_rank: [dp] lists of row numbers, padding left out. batch_hash: 32 hex digits, as in metrics.jsonl. Step s
-    trains rows [(s - 1) * global_batch, s * global_batch). Edits are taken from the run directory's ledger, if any.
-    Raises DataError or ConfigError.
+    rows_per_rank: [dp] lists of row numbers, padding left out. batch_hash: 32 hex digits, as in metrics.jsonl. Edits
+    are taken from the run directory's ledger, if any. Raises DataError or ConfigError.
     """
     data = open_run_data(config)
-    reader = RowReader(data.train, data.order, config.data.seq_len)
-    size = config.train.global_batch
+    reader = RowReader(data, config.model.attention == "document")
     records = []
-    for step in range(first_step, first_step + steps):
-        first = (step - 1) * size
-        shares = [rank_rows(first, size, dp, rank, config.train.micro_batch) for rank in range(dp)]
-        digest = batch_hash(reader.read(np.arange(first, first + size)))
+    for number in range(first_step, first_step + steps):
+        step = data.order.steps.step(number)
+        shares = [rank_rows(step.first_row, step.rows, dp, rank, config.train.micro_batch) for rank in range(dp)]
+        digest = batch_hash(reader.read(np.arange(step.first_row, step.first_row + step.rows), step.seq_len))
         records.append(
             {
-                "step": step,
+                "step": number,
+                "seq_len": step.seq_len,
                 "rows_per_rank": [share[share != PADDING].tolist() for share in shares],
                 "batch_hash": hash_hex(digest),
             }

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fmscale.corpus.permutation import derive_key, extend_key, permute
+from fmscale.corpus.permutation import derive_key, extend_key, invert, permute
 from fmscale.errors import ConfigError
 
 I64 = npt.NDArray[np.int64]
@@ -97,6 +97,28 @@ class Sequence:
         slot, row = np.divmod(first_row + _permute(row, in_window, window_key), self.rows_per_chunk)
         chunk_key = extend_key(derive_key(self.seed, source.name, "chunks"), epoch)
         return Place(epoch, _permute(slot, source.chunks, chunk_key), row * self.row_tokens)
+
+    def positions_in(self, chunk: int, first: int, last: int) -> I64:
+        """Positions in [first, last) whose row stands in `chunk`, rising; the inverse of `at`."""
+        found = [np.empty(0, np.int64)]
+        if first < last and chunk < self.source.chunks:
+            epochs = [(position - self.first_position) // self.rows_per_epoch for position in (first, last - 1)]
+            for epoch in range(epochs[0], epochs[1] + 1):
+                found.append(self.first_position + epoch * self.rows_per_epoch + self._rows_in(chunk, epoch))
+        positions = np.sort(np.concatenate(found))
+        return positions[(first <= positions) & (positions < last)]
+
+    def _rows_in(self, chunk: int, epoch: int) -> I64:
+        """Rows of an epoch (0 is this sequence's first) that stand in `chunk`, [rows_per_chunk]."""
+        name, number = self.source.name, np.array([self.first_epoch + epoch])
+        chunk_key = extend_key(derive_key(self.seed, name, "chunks"), number)
+        slot = int(invert(chunk, self.source.chunks, chunk_key)[0])
+        window = slot // self.window_chunks
+        first_row = window * self.window_chunks * self.rows_per_chunk
+        in_window = min(self.window_chunks * self.rows_per_chunk, self.rows_per_epoch - first_row)
+        rows = np.arange(self.rows_per_chunk) + slot * self.rows_per_chunk - first_row
+        window_key = extend_key(derive_key(self.seed, name, "window"), number, np.array([window]))
+        return first_row + invert(rows, in_window, window_key).astype(np.int64)
 
 
 def _permute(x: I64, n: int | I64, key: npt.NDArray[np.uint64]) -> I64:

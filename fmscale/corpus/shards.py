@@ -90,6 +90,11 @@ class Corpus:
         return Corpus(self.path, self.split, self._generations[: generation + 1])
 
     @property
+    def verify_s(self) -> float:
+        """Seconds that this process has spent on hashes of its chunks so far."""
+        return sum(generation.verify_s for generation in self._generations)
+
+    @property
     def tokenizer_path(self) -> Path:
         return self.path / TOKENIZER_FILE
 

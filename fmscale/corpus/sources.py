@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fmscale.config import Config
-from fmscale.corpus.ledger import Ledger
+from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.manifest import Manifest
-from fmscale.corpus.order import Order, first_generation, order_from_config, pin_generations
+from fmscale.corpus.order import Order, order_from_config
 from fmscale.corpus.shards import Corpus, open_splits
+from fmscale.corpus.steps import StepPlan, step_plan
 from fmscale.errors import ConfigError
 
 
@@ -21,13 +23,25 @@ class RunData:
     train: dict[str, Corpus]
     """By name of source, with all generations that are published; the order says which chunks are read."""
     heldout: dict[str, Corpus]
-    """As they were when the run began: what is evaluated never changes."""
+    """Of the sources that the run began with, as they were then: what is evaluated never changes."""
     order: Order
-    ledger: Ledger
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.order.ledger
 
     @property
     def tokenizer_path(self) -> Path:
         return next(iter(self.train.values())).tokenizer_path
+
+    def corpora(self, split: str) -> list[Corpus]:
+        """Of `split`, in the order's numbering of sources."""
+        of_split = self.train if split == "train" else self.heldout
+        return [of_split[source.name] for source in self.order.sources if source.name in of_split]
+
+    def edited(self, ledger: Ledger) -> RunData:
+        """The same corpora by the order of a longer ledger."""
+        return replace(self, order=replace(self.order, ledger=ledger))
 
 
 def resolve(config: Config) -> Config:
@@ -70,11 +84,36 @@ def resolve(config: Config) -> Config:
 
 def begin_ledger(config: Config) -> None:
     """Write the ledger that a new run begins with; a run that has one keeps it."""
-    path = config.run_dir / "ledger.jsonl"
+    path = config.run_dir / FILE_NAME
     if not path.exists():
         corpora = {name: Corpus.open(source.corpus, "train") for name, source in config.data.sources.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
-        pin_generations(corpora, config.train.global_batch).save(path)
+        pin_generations(corpora, step_plan(config)).save(path)
+
+
+def first_generation(ledger: Ledger, name: str) -> int:
+    """The generation of source `name` with which the run begins: that of the ledger's entry at row 0, else 0."""
+    pinned = [
+        int(entry.payload["generation"])
+        for entry in ledger.entries
+        if entry.kind == "generation" and entry.from_row == 0 and entry.payload["source"] == name
+    ]
+    return pinned[-1] if pinned else 0
+
+
+def pin_generations(corpora: Mapping[str, Corpus], steps: StepPlan) -> Ledger:
+    """The ledger a new run begins with: an entry at row 0 for each corpus that has grown before the run began."""
+    ledger = Ledger()
+    for name, corpus in sorted(corpora.items()):
+        if corpus.manifest.generation:
+            payload = {
+                "source": name,
+                "generation": corpus.manifest.generation,
+                "chunks": corpus.chunks,
+                "content_hash": corpus.content_hash,
+            }
+            ledger = ledger.append("generation", payload, from_row=0, rows_consumed=0, steps=steps)
+    return ledger
 
 
 def open_run_data(config: Config) -> RunData:
@@ -83,8 +122,19 @@ def open_run_data(config: Config) -> RunData:
     A corpus may grow while the run goes on: held-out rows stay those of the generation it began with, so that losses
     before and after a restart, or before and after a `generation` edit, are of the same text.
     """
-    opened = {name: open_splits(source.corpus) for name, source in config.data.sources.items()}
-    ledger = Ledger.load(config.run_dir / "ledger.jsonl")
+    ledger = Ledger.load(config.run_dir / FILE_NAME)
+    lenient = config.data.bad_chunks == "quarantine"
+    opened = {name: open_splits(path, lenient=lenient) for name, path in corpus_paths(config, ledger).items()}
     train = {name: splits["train"] for name, splits in opened.items()}
-    heldout = {name: splits["heldout"].up_to(first_generation(ledger, name)) for name, splits in opened.items()}
-    return RunData(train=train, heldout=heldout, order=order_from_config(config, train, ledger), ledger=ledger)
+    order = order_from_config(config, train, ledger)
+    heldout = {
+        source.name: opened[source.name]["heldout"].up_to(first_generation(ledger, source.name))
+        for source in order.begun_with
+    }
+    return RunData(train=train, heldout=heldout, order=order)
+
+
+def corpus_paths(config: Config, ledger: Ledger) -> dict[str, str]:
+    """Where the corpus of each source stands: as the settings say, else as the ledger entry that added it does."""
+    added = {entry.payload["source"]: entry.payload["corpus"] for entry in ledger.entries if entry.kind == "source"}
+    return added | {name: source.corpus for name, source in config.data.sources.items()}

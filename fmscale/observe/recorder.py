@@ -6,16 +6,22 @@ metrics.jsonl is the truth; the console and W&B are followers that may fail with
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
 import torch
 
 from fmscale.config import Config, flatten
+from fmscale.corpus.order import Order
+from fmscale.corpus.quarantine import Lost
+from fmscale.corpus.rows import Spent
+from fmscale.corpus.steps import Step
 from fmscale.observe.events import EventLog
 from fmscale.observe.flops import mfu, peak_flops
 from fmscale.observe.metrics import MetricsLog
 from fmscale.observe.sinks import ConsoleSink, Sink, Sinks, WandbSink
+from fmscale.observe.stalls import StallWatch
 
 
 class Recorder:
@@ -25,6 +31,7 @@ class Recorder:
         self._config, self._term = config, term
         self._log = MetricsLog(config.run_dir, term)
         self._events = EventLog(config.run_dir)
+        self._stalls = StallWatch()
         self._peak = peak_flops(device, config.train.precision)
         wandb = config.logging.wandb
         sinks: list[Sink] = [
@@ -34,21 +41,31 @@ class Recorder:
             sinks.append(ConsoleSink(config.train.steps, config.logging.console_every_steps))
         self._sinks = Sinks(sinks)
 
-    def step(self, *, step: int, rows: int, loss: float, step_time_s: float, **numbers: Any) -> None:
+    def step(
+        self, *, step: Step, step_time_s: float, wait_s: float, spent: Spent, order: Order, **numbers: Any
+    ) -> None:
         """One optimizer step. tokens: all that the run has trained on; mfu: None where the peak is not known."""
-        config, seq_len = self._config, self._config.data.seq_len
-        tokens_per_s = config.train.global_batch * seq_len / step_time_s
+        config, rows = self._config, step.first_row + step.rows
+        tokens_per_s = step.rows * order.row_tokens / step_time_s
+        names = [source.name for source in order.sources]
         line = {
-            "step": step,
+            "step": step.number,
             "rows": rows,
-            "tokens": rows * seq_len,
-            "loss": loss,
+            "tokens": rows * order.row_tokens,
             **numbers,
+            "global_batch": step.rows,
+            "seq_len": step.seq_len,
             "step_time_s": step_time_s,
+            "data_wait_s": wait_s,
+            **spent.named("data_wait_"),
             "tokens_per_s": tokens_per_s,
-            "mfu": mfu(tokens_per_s, config.model, seq_len, self._peak, config.world_size),
+            "mfu": mfu(tokens_per_s, config.model, step.seq_len, self._peak, config.world_size),
+            "source_tokens": dict(zip(names, (order.shares(rows) * order.row_tokens).tolist(), strict=True)),
+            "source_epochs": dict(zip(names, order.epochs(rows), strict=True)),
         }
         self._sinks.step(self._log.step(line))
+        if (warning := self._stalls.step(step_time_s, wait_s, spent)) is not None:
+            self.remark(f"step {step.number}: {warning}")
 
     def evaluation(self, **numbers: Any) -> None:
         """The held-out loss after a step."""
@@ -60,6 +77,11 @@ class Recorder:
 
     def checkpoint(self, name: str, step: int, seconds: float) -> None:
         self._events.write("checkpoint", name=name, step=step, term=self._term, seconds=seconds)
+
+    def quarantine(self, lost: Lost) -> None:
+        """A chunk that is read no more, with every row of the run that this changes."""
+        self._events.write("quarantine", **asdict(lost))
+        print(lost, flush=True)
 
     def remark(self, text: str) -> None:
         """Something that is not an error and must not go unsaid."""

@@ -15,7 +15,7 @@ import queue
 import sys
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 from urllib.parse import urlparse
@@ -176,7 +176,16 @@ class WandbSink:
             return
         self._logged = key
         prefix = "eval" if is_eval else "train"
-        run.log({f"{prefix}/{k}": v for k, v in line.items() if isinstance(v, int | float)}, step=line["step"])
+        run.log({f"{prefix}/{name}": value for name, value in _numbers_of(line)}, step=line["step"])
+
+
+def _numbers_of(line: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
+    """Every number of a line; those of a group as GROUP/NAME."""
+    for name, value in line.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}/{inner}", number) for inner, number in _numbers_of(value))
+        elif isinstance(value, int | float):
+            yield name, value
 
 
 def default_mode() -> str:

@@ -1,4 +1,4 @@
-"""The training loop: when things happen. How they happen is the engine's, the loader's and the store's business.
+"""The training loop: when things happen. How they happen is the engine's, the feed's and the store's business.
 
 State is one position (step, rows consumed); a run that starts anywhere in it continues the same series of numbers.
 Evaluation and checkpoints read state and change none of it.
@@ -16,17 +16,17 @@ import torch
 import torch.distributed as dist
 
 from fmscale.config import Config, to_yaml
-from fmscale.corpus.batch import Batch, batch_hash, combine, hash_hex
-from fmscale.corpus.loader import Loader
-from fmscale.corpus.sources import RunData
+from fmscale.corpus.batch import Batch
+from fmscale.corpus.steps import Step
 from fmscale.errors import CheckpointError, FmscaleError, MachineError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.recorder import Recorder
 from fmscale.tokenizer import Tokenizer
-from fmscale.topology import Topology, rank_rows
+from fmscale.topology import Topology
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import Engine, StepOutput
+from fmscale.training.feed import Fed, Feed
 from fmscale.training.schedule import learning_rate
 
 
@@ -52,9 +52,8 @@ class Trainer:
     topology: Topology
     rank: int
     engine: Engine
-    loader: Loader
+    feed: Feed
     store: CheckpointStore
-    data: RunData
     control: dist.ProcessGroup
     """A gloo group of all ranks, for hashes and counts."""
     position: Position
@@ -63,39 +62,29 @@ class Trainer:
     token_bytes: np.ndarray[Any, np.dtype[np.int32]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.token_bytes = Tokenizer.load(self.data.tokenizer_path).token_bytes()
+        self.token_bytes = Tokenizer.load(self.feed.data.tokenizer_path).token_bytes()
 
     def run(self) -> None:
         config, last = self.config, self.config.train.steps
-        batches = self.loader.batches(self.position.rows)
-        for step in range(self.position.step + 1, last + 1):
-            fault_point(f"step.{step}", self.rank)
+        self.feed.start(self.position.rows)
+        for number in range(self.position.step + 1, last + 1):
+            fault_point(f"step.{number}", self.rank)
             started = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - started
-            self._require_own_rows(batch)
-            lr = learning_rate(step - 1, last, config.optim.lr, config.schedule)  # of the updates made so far
-            output = self.engine.train_batch(batch, lr)
-            digest = self._global_hash(batch)
-            self.position = replace(self.position, step=step, rows=self.position.rows + config.train.global_batch)
-            self._record(output, lr, time.perf_counter() - started, waited, digest)
-            if due(step, config.eval.every_steps, last):
+            step = self.feed.data.order.steps.step(number)
+            fed = self.feed.next(step)
+            lr = learning_rate(number - 1, last, config.optim.lr, config.schedule)  # of the updates made so far
+            output = self.engine.train_batch(fed.batch, lr)
+            self.position = replace(self.position, step=number, rows=step.first_row + step.rows)
+            self._record(step, fed, output, lr, time.perf_counter() - started)
+            if due(number, config.eval.every_steps, last):
                 self.evaluate()
-            if due(step, config.checkpoint.every_steps, last):
+            if due(number, config.checkpoint.every_steps, last):
                 self.save()
 
-    def _require_own_rows(self, batch: Batch) -> None:
-        """Which rank holds a row does not enter the batch hash, so the loader is held to it here."""
-        train, dp = self.config.train, self.topology.dp
-        rank = self.topology.data_rank(self.rank)
-        own = rank_rows(self.position.rows, train.global_batch, dp, rank, train.micro_batch)
-        assert np.array_equal(batch.rows, own), f"rank {self.rank} was handed rows {batch.rows}, its own are {own}"
-
-    def _record(self, output: StepOutput, lr: float, step_time_s: float, waited: float, digest: str) -> None:
-        step, rows = self.position.step, self.position.rows
+    def _record(self, step: Step, fed: Fed, output: StepOutput, lr: float, step_time_s: float) -> None:
         if not (math.isfinite(output.loss) and math.isfinite(output.grad_norm)):
             raise FmscaleError(
-                f"step {step} has no finite loss and gradient, so it updated nothing",
+                f"step {step.number} has no finite loss and gradient, so it updated nothing",
                 expected="finite numbers",
                 found=f"loss {output.loss}, gradient norm {output.grad_norm}, learning rate {lr:.3g}",
                 do="lower optim.lr or lengthen schedule.warmup_steps; the newest checkpoint is from before this step",
@@ -103,26 +92,20 @@ class Trainer:
         if self.recorder is not None:
             self.recorder.step(
                 step=step,
-                rows=rows,
                 loss=output.loss,
                 lr=lr,
                 grad_norm=output.grad_norm,
                 step_time_s=step_time_s,
-                data_wait_s=waited,
-                batch_hash=digest,
+                wait_s=fed.wait_s,
+                spent=fed.spent,
+                batch_hash=fed.batch_hash,
+                order=self.feed.data.order,
             )
-
-    def _global_hash(self, batch: Batch) -> str:
-        """The batch hash over all ranks, each row once: first stages speak, others are silent."""
-        mine = batch_hash(batch) if self.topology.stage(self.rank) == 0 else 0
-        hashes: list[int] = [0] * self.topology.world_size
-        dist.all_gather_object(hashes, mine, group=self.control)
-        return hash_hex(combine(hashes))
 
     def evaluate(self) -> None:
         """Mean loss over the held-out rows, and its cost per byte of their text."""
         loss, targets, text_bytes = 0.0, 0, 0
-        for batch in self.loader.heldout_batches():
+        for batch in self.feed.heldout():
             loss += self.engine.eval_batch(batch) * batch.targets
             targets += batch.targets
             text_bytes += self._label_bytes(batch)
@@ -224,8 +207,8 @@ class Trainer:
         config = self.config
         return {
             "config": to_yaml(config),
-            "order_fingerprint": self.data.order.fingerprint(),
-            "ledger": self.data.ledger.to_json(),
+            "order_fingerprint": self.feed.data.order.fingerprint(),
+            "ledger": self.feed.data.ledger.to_json(),
             "optimizer_steps": self.engine.optimizer_steps,
             "engine_state": self.engine.state_outside_fragments(),
             "engine": config.engine,

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from fmscale.training.agree import agree_on_checkpoint
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import build_engine
+from fmscale.training.feed import Feed
 from fmscale.training.lease import Lease
 from fmscale.training.trainer import Position, Trainer
 
@@ -82,14 +83,22 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
         recorder = None
         if place.rank == 0:
             recorder = stack.enter_context(Recorder(config, term, device, console=place.shows_progress))
+        feed = Feed(
+            config=config,
+            topology=topology,
+            rank=place.rank,
+            loader=loader,
+            data=data,
+            control=control,
+            recorder=recorder,
+        )
         Trainer(
             config=config,
             topology=topology,
             rank=place.rank,
             engine=engine,
-            loader=loader,
+            feed=feed,
             store=store,
-            data=data,
             control=control,
             position=position,
             recorder=recorder,
@@ -162,7 +171,15 @@ def _check_identity(commit: Commit, data: RunData) -> None:
     """A checkpoint's past must be this run's past: the same order, and a ledger that only grew since."""
     ledger = Ledger.from_json(commit.state["ledger"], f"checkpoint {commit.name}")
     ledger.require_prefix_of(data.ledger, f"checkpoint {commit.name}")
-    order = replace(data.order, ledger=ledger).fingerprint()
+    for entry in data.ledger.entries[len(ledger.entries) :]:
+        if entry.from_row < commit.rows:
+            raise CheckpointError(
+                f"entry {entry.seq} of the edit ledger ({entry.kind}) changes rows that {commit.name} has trained",
+                expected=f"entries from row {commit.rows} on",
+                found=f"from row {entry.from_row}",
+                do="roll back to a checkpoint from before it: `fmscale train ... --roll-back NAME`",
+            )
+    order = data.order.fingerprint()
     if commit.state["order_fingerprint"] != order:
         raise CheckpointError(
             f"checkpoint {commit.name} was trained on another order of rows",

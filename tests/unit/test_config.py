@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fmscale.config import MAY_CHANGE_ON_RESUME, Config, check_resume, flatten, from_yaml, load, to_yaml
+from fmscale.config import Config, flatten, from_yaml, load, to_yaml
 from fmscale.errors import ConfigError
+from fmscale.resume import MAY_CHANGE_ON_RESUME, check_resume
 from fmscale.validate import validate
 
 

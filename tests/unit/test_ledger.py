@@ -10,21 +10,34 @@ from typing import Any
 import pytest
 
 from fmscale.corpus.ledger import FILE_NAME, GENESIS, Ledger
+from fmscale.corpus.steps import StepPlan
 from fmscale.errors import DataError
 
+STEPS = StepPlan.constant(32, 64)
 GOLDEN = Path(__file__).parents[1] / "golden" / "ledger.jsonl"
+SOURCE = {
+    "source": "code",
+    "corpus": "data/code",
+    "generation": 0,
+    "chunks": 7,
+    "chunk_tokens": 1024,
+    "content_hash": "cd" * 32,
+    "weights": {"code": 0.5, "web": 0.5},
+}
 EDITS: list[tuple[str, dict[str, Any], int]] = [
     ("weights", {"weights": {"books": 0.25, "wéb": 3}}, 64),
     ("quarantine", {"source": "wéb", "chunk": 5, "substitute": 2}, 64),
     ("skip", {"rows": 96}, 128),
     ("generation", {"source": "books", "generation": 1, "chunks": 12, "content_hash": "ab" * 32}, 160),
+    ("stages", {"stages": [{"from_row": 192, "weights": {"web": 1}}, {"from_row": 256, "weights": {"web": 2}}]}, 192),
+    ("source", SOURCE, 320),
 ]
 
 
-def ledger_of(edits: list[tuple[str, dict[str, Any], int]], global_batch: int = 32) -> Ledger:
+def ledger_of(edits: list[tuple[str, dict[str, Any], int]]) -> Ledger:
     ledger = Ledger()
     for kind, payload, from_row in edits:
-        ledger = ledger.append(kind, payload, from_row=from_row, rows_consumed=0, global_batch=global_batch)
+        ledger = ledger.append(kind, payload, from_row=from_row, rows_consumed=0, steps=STEPS)
     return ledger
 
 
@@ -46,20 +59,20 @@ def test_travels_as_json() -> None:
 
 def test_append_leaves_the_shorter_ledger_as_it_was() -> None:
     short = ledger_of(EDITS[:2])
-    long = short.append("skip", {"rows": 1}, from_row=320, rows_consumed=300, global_batch=32)
+    long = short.append("skip", {"rows": 1}, from_row=320, rows_consumed=300, steps=STEPS)
     assert len(short.entries) == 2
     assert short.is_prefix_of(long)
     assert not long.is_prefix_of(short)
     assert long.head != short.head
 
 
-@pytest.mark.parametrize(
-    ("from_row", "consumed", "use"), [(32, 64, 64), (33, 0, 64), (65, 65, 96), (-32, 0, 0), (96, 97, 128)]
-)
+@pytest.mark.parametrize(("from_row", "consumed", "use"), [(32, 64, 64), (33, 0, 64), (65, 65, 96), (96, 97, 128)])
 def test_an_entry_begins_on_the_edge_of_a_batch_to_come(from_row: int, consumed: int, use: int) -> None:
-    with pytest.raises(DataError, match=rf"from row {from_row}\n.*use from row {use}$") as error:
-        Ledger().append("skip", {"rows": 1}, from_row=from_row, rows_consumed=consumed, global_batch=32)
-    assert f"a multiple of train.global_batch=32, {consumed} or more" in str(error.value)
+    with pytest.raises(
+        DataError, match=rf"from row {from_row}\n.*use from row {use}, where step {use // 32 + 1} begins"
+    ) as error:
+        Ledger().append("skip", {"rows": 1}, from_row=from_row, rows_consumed=consumed, steps=STEPS)
+    assert f"the first row of a step, {consumed} or more" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -77,17 +90,27 @@ def test_an_entry_begins_on_the_edge_of_a_batch_to_come(from_row: int, consumed:
         ("weights", {"weights": [1.0]}),
         ("quarantine", {"source": "web", "chunk": -1, "substitute": 0}),
         ("generation", {"source": "web", "generation": 1, "chunks": 0, "content_hash": ""}),
+        ("generation", {"source": "", "generation": 1, "chunks": 2, "content_hash": "a"}),
+        ("stages", {"stages": []}),
+        ("stages", {"stages": [{"from_row": 64, "weights": {"web": 1}, "more": 1}]}),
+        ("stages", {"stages": [{"from_row": 64, "weights": {"web": 1}}, {"from_row": 64, "weights": {"web": 2}}]}),
+        ("stages", {"stages": [{"from_row": 64, "weights": {"web": 1}}, {"from_row": 96, "weights": {"code": 2}}]}),
+        ("source", {**SOURCE, "chunks": 0}),
+        ("source", {**SOURCE, "corpus": ""}),
+        ("source", {name: value for name, value in SOURCE.items() if name != "weights"}),
     ],
 )
 def test_a_malformed_payload_is_refused(kind: str, payload: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=rf"the new entry\)\n  expected: {kind} with ") as error:
-        Ledger().append(kind, payload, from_row=0, rows_consumed=0, global_batch=1)
+        Ledger().append(kind, payload, from_row=0, rows_consumed=0, steps=STEPS)
     assert len(str(error.value).splitlines()) <= 6
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(DataError, match=r"one of the kinds weights, generation, quarantine, skip\n.*kind rewind"):
-        Ledger().append("rewind", {}, from_row=0, rows_consumed=0, global_batch=1)
+    with pytest.raises(
+        DataError, match=r"one of the kinds weights, stages, source, generation, quarantine, skip\n.*kind rewind"
+    ):
+        Ledger().append("rewind", {}, from_row=0, rows_consumed=0, steps=STEPS)
 
 
 def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
@@ -133,6 +156,6 @@ def test_a_save_never_takes_entries_back(tmp_path: Path) -> None:
     ledger_of(EDITS).save(path)
     with pytest.raises(DataError, match=re.escape(f"does not continue the one in {path}")):
         ledger_of(EDITS[:3]).save(path)
-    ledger_of(EDITS).append("skip", {"rows": 2}, from_row=320, rows_consumed=320, global_batch=32).save(path)
-    assert len(Ledger.load(path).entries) == 5
+    ledger_of(EDITS).append("skip", {"rows": 2}, from_row=320, rows_consumed=320, steps=STEPS).save(path)
+    assert len(Ledger.load(path).entries) == len(EDITS) + 1
     assert [p.name for p in tmp_path.iterdir()] == [FILE_NAME]

@@ -20,17 +20,20 @@ from hypothesis import strategies as st
 from fmscale.config import Config, ParallelConfig
 from fmscale.corpus.batch import IGNORE, Batch, batch_hash, hash_hex
 from fmscale.corpus.ledger import FILE_NAME, Ledger
-from fmscale.corpus.loader import Ask, LocalLoader, RowReader, heldout_places, read_rows
-from fmscale.corpus.order import order_from_config, pin_generations
+from fmscale.corpus.loader import Ask, LocalLoader, RowReader, heldout_places
+from fmscale.corpus.order import order_from_config
 from fmscale.corpus.replay import replay
+from fmscale.corpus.rows import read_rows
 from fmscale.corpus.shards import Corpus
-from fmscale.corpus.sources import open_run_data
+from fmscale.corpus.sources import open_run_data, pin_generations
+from fmscale.corpus.steps import StepPlan
 from fmscale.errors import DataError
 from fmscale.topology import PADDING
 from tests.corpora import damage, grow_corpus, make_corpus, run_config
 from tests.laws import restore_at_every_step, same, same_global_batches
 
 MIXED = {"web": 0.7, "books": 0.3}
+STEPS = StepPlan.constant(10, 32)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +70,7 @@ def test_one_epoch_reads_every_token_of_the_corpus_once_as_input(root: Path) -> 
     data = open_run_data(config)
     corpus = data.train["web"]
     rows = data.order.rows_per_epoch(0)
-    batch = RowReader(data.train, data.order, 32).read(np.arange(rows))
+    batch = RowReader(data).read(np.arange(rows))
     stream = np.concatenate([corpus.tokens(chunk)[:-1] for chunk in range(corpus.chunks)])
     at = data.order.locate(np.arange(rows))
     in_corpus = np.argsort(at.chunk * 256 + at.start)
@@ -79,11 +82,11 @@ def test_one_epoch_reads_every_token_of_the_corpus_once_as_input(root: Path) -> 
 def test_padding_rows_read_nothing_and_count_for_nothing(root: Path) -> None:
     config = run_config(root, MIXED)
     data = open_run_data(config)
-    reader = RowReader(data.train, data.order, 32)
+    reader = RowReader(data)
     batch = reader.read(np.array([5, PADDING, 9]))
     assert (batch.labels[1] == IGNORE).all()
     assert batch_hash(batch) == batch_hash(reader.read(np.array([9, 5])))
-    assert batch.targets == config.train.global_batch * 32
+    assert batch.targets == 2 * 32
 
 
 @pytest.mark.parametrize(("global_batch", "micro_batch"), [(10, 1), (10, 2), (9, 4), (8, 1)])
@@ -106,7 +109,7 @@ def test_the_same_held_out_batches_for_any_number_of_ranks(root: Path, local: Op
         batches = list(loader.heldout_batches())
         assert len(batches) == steps
         assert len({batch.tokens.shape for batch in batches}) == 1, "a last batch of another shape"
-        assert [batch.targets for batch in batches] == [9 * 16, 9 * 16, 2 * 16]
+        assert [batch.targets for batch in batches] == [16 * int((batch.rows >= 0).sum()) for batch in batches]
 
 
 def test_held_out_rows_are_the_first_of_each_source_in_turn(root: Path) -> None:
@@ -115,7 +118,7 @@ def test_held_out_rows_are_the_first_of_each_source_in_turn(root: Path) -> None:
     assert len(places.chunk) == 2 * 4 + 3 * 4
     stream = np.concatenate([corpora[1].tokens(chunk)[:-1] for chunk in range(3)])
     web = places.part(np.flatnonzero(places.source == 1))
-    assert (read_rows(corpora, web, 16)[:, :-1].ravel() == stream).all()
+    assert (read_rows(corpora, web, 16).tokens[:, :-1].ravel() == stream).all()
     first = heldout_places(corpora, 16, 5)
     assert first.source.tolist() == [0, 1, 0, 1, 0]
     assert (first.chunk * 64 + first.start).tolist() == [0, 0, 16, 16, 32]
@@ -169,7 +172,7 @@ def test_replay_follows_the_ledger_of_the_run(root: Path) -> None:
     config = run_config(root, MIXED)
     plain = replay(config, 1, 6, 1)
     config.run_dir.mkdir(parents=True)
-    skip = Ledger().append("skip", {"rows": 20}, from_row=20, rows_consumed=0, global_batch=10)
+    skip = Ledger().append("skip", {"rows": 20}, from_row=20, rows_consumed=0, steps=STEPS)
     skip.save(config.run_dir / FILE_NAME)
     edited = replay(config, 1, 6, 1)
     (config.run_dir / FILE_NAME).unlink()
@@ -198,9 +201,7 @@ def test_a_quarantined_chunk_is_not_read(tmp_path: Path, local: Open) -> None:
     damage(tmp_path / "web", chunk=1)
     payload = {"source": "web", "chunk": 1, "substitute": 2}
     config.run_dir.mkdir(parents=True)
-    Ledger().append("quarantine", payload, from_row=0, rows_consumed=0, global_batch=10).save(
-        config.run_dir / FILE_NAME
-    )
+    Ledger().append("quarantine", payload, from_row=0, rows_consumed=0, steps=STEPS).save(config.run_dir / FILE_NAME)
     assert len(list(islice(local(config, 0).batches(0), 8))) == 8
 
 
@@ -244,23 +245,23 @@ def test_a_corpus_that_grows_changes_no_run_that_has_begun(tmp_path: Path) -> No
     make_corpus(tmp_path / "web", chunks=5)
     config = run_config(tmp_path, {"web": 1.0})
     before, fingerprint = replay(config, 1, 6, 1), open_run_data(config).order.fingerprint()
-    assert pin_generations(open_run_data(config).train, 10) == Ledger()
+    assert pin_generations(open_run_data(config).train, STEPS) == Ledger()
     grow_corpus(tmp_path / "web", chunks=6)
     assert replay(config, 1, 6, 1) == before
     data = open_run_data(config)
     assert data.order.fingerprint() == fingerprint
     # A run that begins now pins what there is, and reads all of it in its first epoch.
-    order = order_from_config(config, data.train, pin_generations(data.train, 10))
+    order = order_from_config(config, data.train, pin_generations(data.train, STEPS))
     assert order.rows_per_epoch(0) == 11 * 8
     assert set(order.locate(np.arange(88)).chunk.tolist()) == set(range(11))
-    batch = RowReader(data.train, order, 32).read(np.arange(88))
+    batch = RowReader(replace(data, order=order)).read(np.arange(88))
     assert len({row.tobytes() for row in batch.tokens}) == 88
 
 
 def test_a_ledger_of_another_corpus_is_refused(root: Path) -> None:
     config = run_config(root, {"web": 1.0})
     payload = {"source": "web", "generation": 0, "chunks": 11, "content_hash": "f" * 64}
-    ledger = Ledger().append("generation", payload, from_row=0, rows_consumed=0, global_batch=10)
+    ledger = Ledger().append("generation", payload, from_row=0, rows_consumed=0, steps=STEPS)
     with pytest.raises(DataError, match=r"entry 0 of the edit ledger \(generation\)(.*\n)*.*found: 11 chunks, "):
         order_from_config(config, open_run_data(config).train, ledger)
 

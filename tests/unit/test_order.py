@@ -16,11 +16,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.corpus.ledger import Ledger
-from fmscale.corpus.mixture import PERIOD, pattern_of, quantise
+from fmscale.corpus.mixture import PERIOD, Stage, quantise
 from fmscale.corpus.order import Location, Order
 from fmscale.corpus.sequence import Sequence, SourceSpec
+from fmscale.corpus.steps import StepPlan
 from fmscale.errors import ConfigError, DataError
 
+STEPS = StepPlan.constant(8, 64)
 GOLDEN = Path(__file__).parents[1] / "golden" / "order.jsonl"
 
 
@@ -33,15 +35,16 @@ def sequence(chunks: int, *, name: str = "web", window: int = 4, tokens: int = 6
 
 
 def order_of(weights: dict[str, float], ledger: Ledger | None = None, chunks: int = 13, **changes: Any) -> Order:
-    plain: dict[str, Any] = {"seed": 5, "row_tokens": 64, "global_batch": 8, "window_chunks": 4}
+    plain: dict[str, Any] = {"seed": 5, "row_tokens": 64, "steps": STEPS, "window_chunks": 4}
+    plain["stages"] = (Stage(0, quantise(list(weights.values()), list(weights))),)
     sources = tuple(source(name, chunks + 7 * i) for i, name in enumerate(weights))
-    return Order(sources, tuple(weights.values()), **(plain | changes), ledger=ledger or Ledger())
+    return Order(sources, **(plain | changes), ledger=ledger or Ledger())
 
 
 def edits(*entries: tuple[str, int, dict[str, Any]]) -> Ledger:
     ledger = Ledger()
     for kind, from_row, payload in entries:
-        ledger = ledger.append(kind, payload, from_row=from_row, rows_consumed=0, global_batch=8)
+        ledger = ledger.append(kind, payload, from_row=from_row, rows_consumed=0, steps=STEPS)
     return ledger
 
 
@@ -109,55 +112,7 @@ def test_a_source_without_chunks_or_with_short_chunks_is_refused() -> None:
         sequence(3, tokens=257)
 
 
-# Mixtures.
-
-weight_lists = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=9)
-
-
-@given(weight_lists)
-@settings(max_examples=60)
-def test_weights_become_integers_within_one_of_the_exact_share(weights: list[float]) -> None:
-    try:
-        whole = quantise(weights, [str(i) for i in range(len(weights))])
-    except ConfigError:
-        assert min(weights) / sum(weights) < 1.001 / PERIOD
-        return
-    assert sum(whole) == PERIOD
-    assert all(abs(w - weight / sum(weights) * PERIOD) < 1 for w, weight in zip(whole, weights, strict=True))
-    assert quantise([weight * 8 for weight in weights], [""] * len(weights)) == whole
-
-
-def test_a_weight_too_small_for_one_row_in_a_period_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"weight of source `tiny` is too small(.*\n)*  expected: at least 1/65536"):
-        quantise([1.0, 1e-6], ["web", "tiny"])
-    assert quantise([1.0, 0.0], ["web", "none"]) == (PERIOD, 0)
-
-
-@given(weight_lists.filter(lambda weights: min(weights) / sum(weights) > 1.001 / PERIOD))
-@settings(max_examples=15, deadline=None)
-def test_every_prefix_of_the_pattern_keeps_the_shares(weights: list[float]) -> None:
-    """Webster: at most half a row off, and the other sources' halves in proportion to the weight."""
-    whole = quantise(weights, [""] * len(weights))
-    pattern, occurrence = pattern_of(whole)
-    for s, weight in enumerate(whole):
-        before = np.cumsum(pattern == s)
-        ideal = np.arange(1, PERIOD + 1) * weight / PERIOD
-        assert np.abs(before - ideal).max() <= 0.5 + len(weights) * weight / PERIOD / 2 + 1e-9
-        assert (occurrence[pattern == s] == np.arange(weight)).all()
-
-
-def test_many_small_sources_take_their_turns_together() -> None:
-    """So the bound is no looser than need be: beside 20 equal small sources, a large one is 4 rows off and more."""
-    whole = quantise([20.0] + [1.0] * 20, [""] * 21)
-    pattern, _ = pattern_of(whole)
-    off = np.abs(np.cumsum(pattern == 0) - np.arange(1, PERIOD + 1) * whole[0] / PERIOD).max()
-    assert 4 < off <= 0.5 + 21 * whole[0] / PERIOD / 2
-
-
-def test_equal_weights_take_turns() -> None:
-    at = order_of({"a": 1, "b": 1, "c": 2}).locate(np.arange(12))
-    assert at.source.tolist() == [2, 0, 1, 2] * 3
-    assert at.position.tolist() == [0, 0, 0, 1, 2, 1, 1, 3, 4, 2, 2, 5]
+# Mixtures: the law of shares is in test_mixture.py.
 
 
 @pytest.mark.parametrize("weights", [{"a": 1.0}, {"a": 0.7, "b": 0.3}, {"a": 3, "b": 1, "c": 0.01}])
@@ -202,7 +157,7 @@ def test_a_seek_costs_the_same_at_the_end_of_a_trillion_rows() -> None:
     assert cost(10**12) < 5 * cost(0) + 0.001
     shares = order.shares(10**12)
     assert shares.sum() == 10**12
-    assert abs(shares[0] - 10**12 * 45875 / PERIOD) < 2, "0.7 is 45875 / 65536"
+    assert abs(shares[0] - 10**12 * 45875 / PERIOD) <= 1, "0.7 is 45875 / 65536"
 
 
 def test_padding_has_no_place() -> None:
@@ -251,12 +206,132 @@ def test_a_source_of_weight_zero_rests() -> None:
     assert (own == np.arange(len(own))).all()
 
 
-def test_skipped_rows_are_left_out() -> None:
+def test_what_skipped_rows_would_have_read_is_left_out() -> None:
+    """Each source goes on behind what it would have given to the skipped rows; which rows it gets stays planned."""
     plain, changed = edited(("skip", BEFORE, {"rows": 40}), ("skip", 200, {"rows": 8}))
-    assert rows_of(changed)[BEFORE:200] == rows_of(plain)[BEFORE + 40 : 240]
-    assert rows_of(changed)[200:352] == rows_of(plain)[248:400]
+    assert (changed.source == plain.source).all()
+    for s in range(2):
+        own = changed.position[changed.source == s]
+        left_out = plain.position[BEFORE : BEFORE + 40][plain.source[BEFORE : BEFORE + 40] == s].tolist()
+        assert not set(left_out) & set(own.tolist())
+        again = np.count_nonzero(plain.source[200:208] == s)
+        assert sorted({*own.tolist(), *left_out}) == sorted(
+            set(range(own.max() + 1)) - set(range(*_gap(changed, s, again)))
+        )
     order = order_of(MIXED, edits(("skip", BEFORE, {"rows": 40})))
     assert order.shares(300).tolist() == np.bincount(order.locate(np.arange(300)).source, minlength=2).tolist()
+
+
+def _gap(changed: Location, s: int, length: int) -> tuple[int, int]:
+    """Positions of source s between its last row before row 200 and its first from there on."""
+    before = int(changed.position[:200][changed.source[:200] == s].max()) + 1
+    assert int(changed.position[200:][changed.source[200:] == s].min()) == before + length
+    return before, before + length
+
+
+def test_a_skip_does_not_move_the_stages_of_training() -> None:
+    stages = {"stages": [{"from_row": 0, "weights": {"a": 1, "b": 0}}, {"from_row": 160, "weights": {"a": 0, "b": 1}}]}
+    at = order_of(MIXED, edits(("stages", 0, stages), ("skip", 80, {"rows": 24}))).locate(np.arange(400))
+    assert at.source.tolist() == [0] * 160 + [1] * 240
+    assert at.position.tolist() == [*range(80), *range(104, 184), *range(240)]
+
+
+def test_planned_stages_replace_all_weights_from_their_row_on() -> None:
+    stages = [{"from_row": BEFORE, "weights": {"a": 1, "b": 3}}, {"from_row": 240, "weights": {"a": 0, "b": 1}}]
+    _, changed = edited(("stages", BEFORE, {"stages": stages}))
+    assert (changed.source[BEFORE:240] == 0).mean() == pytest.approx(0.25, abs=0.01)
+    assert set(changed.source[240:].tolist()) == {1}
+    for s in range(2):
+        own = changed.position[changed.source == s]
+        assert (own == np.arange(len(own))).all()
+
+
+def test_a_further_source_joins_and_the_others_go_on() -> None:
+    new = {"source": "c", "corpus": "data/c", "generation": 0, "chunks": 5, "chunk_tokens": 256, "content_hash": "c"}
+    ledger = edits(("source", BEFORE, {**new, "weights": {"a": 1, "b": 1, "c": 2}}))
+    _, changed = edited(*((entry.kind, entry.from_row, entry.payload) for entry in ledger.entries))
+    order = order_of(MIXED, ledger)
+    assert [spec.name for spec in order.sources] == ["a", "b", "c"]
+    assert (changed.source[BEFORE:] == 2).mean() == pytest.approx(0.5, abs=0.01)
+    for s in range(3):
+        own = changed.position[changed.source == s]
+        assert (own == np.arange(len(own))).all()
+    for rows in (BEFORE, BEFORE + 1, 400):
+        assert order.shares(rows).tolist() == np.bincount(changed.source[:rows], minlength=3).tolist()
+    assert order.epochs(BEFORE)[2] == 0
+    assert order.epochs(400)[2] == pytest.approx(148 / 20)
+
+
+@given(st.integers(0, 12), st.integers(0, 300), st.integers(0, 300))
+@settings(max_examples=40, deadline=None)
+def test_the_readers_of_a_chunk_are_the_rows_that_stand_in_it(chunk: int, first: int, length: int) -> None:
+    grown = {"source": "a", "generation": 1, "chunks": 17, "content_hash": "new"}
+    order = order_of(
+        MIXED,
+        edits(("skip", 40, {"rows": 9}), ("generation", 96, grown), ("weights", 200, {"weights": {"a": 1, "b": 1}})),
+    )
+    at = order.locate(np.arange(600))
+    for s in range(2):
+        rows = np.flatnonzero((at.source == s) & (at.chunk == chunk))
+        expected = rows[(rows >= first) & (rows < first + length)]
+        assert order.readers_of(s, chunk, first, first + length).tolist() == expected.tolist()
+
+
+# Each kind of entry: the past does not change, and the future is a function of the ledger alone.
+
+AHEAD = 120
+KINDS_OF_EDITS: dict[str, dict[str, Any]] = {
+    "weights": {"weights": {"a": 1, "b": 3}},
+    "stages": {
+        "stages": [{"from_row": AHEAD, "weights": {"a": 1, "b": 3}}, {"from_row": 240, "weights": {"a": 2, "b": 1}}]
+    },
+    "source": {
+        "source": "c",
+        "corpus": "data/c",
+        "generation": 0,
+        "chunks": 5,
+        "chunk_tokens": 256,
+        "content_hash": "c",
+        "weights": {"a": 1, "b": 1, "c": 1},
+    },
+    "generation": {"source": "a", "generation": 1, "chunks": 17, "content_hash": "new"},
+    "quarantine": {"source": "a", "chunk": 2, "substitute": 9},
+    "skip": {"rows": 13},
+}
+EARLIER = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                ("weights", {"weights": {"a": 5, "b": 1}}),
+                ("skip", {"rows": 3}),
+                ("quarantine", {"source": "b", "chunk": 1, "substitute": 3}),
+                ("generation", {"source": "b", "generation": 1, "chunks": 25, "content_hash": "b1"}),
+            ]
+        ),
+        st.integers(0, AHEAD // 8),
+    ),
+    max_size=3,
+    unique_by=lambda edit: edit[0][0],
+)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS_OF_EDITS))
+@given(earlier=EARLIER, planned=st.booleans())
+@settings(max_examples=15, deadline=None)
+def test_an_edit_leaves_the_past_alone_and_is_all_that_the_future_depends_on(
+    kind: str, earlier: list[tuple[tuple[str, dict[str, Any]], int]], planned: bool
+) -> None:
+    """Whatever was edited before, and whether or not the run was begun with stages of its own."""
+    stages = (Stage(0, quantise([7, 3], "ab")), *([Stage(104, quantise([1, 9], "ab"))] if planned else []))
+    before = edits(*((name, 8 * step, payload) for (name, payload), step in earlier))
+    after = before.append(kind, KINDS_OF_EDITS[kind], from_row=AHEAD, rows_consumed=AHEAD, steps=STEPS)
+    plain, changed = (order_of(MIXED, ledger, stages=stages).locate(np.arange(480)) for ledger in (before, after))
+    assert rows_of(changed)[:AHEAD] == rows_of(plain)[:AHEAD]
+    assert rows_of(changed)[AHEAD:] != rows_of(plain)[AHEAD:]
+    again = Ledger.from_json(json.loads(json.dumps(after.to_json())))
+    assert rows_of(order_of(MIXED, again, stages=stages).locate(np.arange(479, -1, -1))) == rows_of(changed)[::-1]
+    shares = order_of(MIXED, after, stages=stages).shares(480)
+    assert shares.tolist() == np.bincount(changed.source, minlength=len(shares)).tolist()
 
 
 def test_a_quarantined_chunk_is_replaced_wherever_it_would_be_read() -> None:
@@ -331,7 +406,7 @@ def test_without_skips_no_edit_loses_or_repeats_a_row_of_a_source(kinds: list[tu
     payloads: dict[str, dict[str, Any]] = {
         "weights": {"weights": {"a": 1, "b": 3}},
         "quarantine": {"source": "a", "chunk": 1, "substitute": 2},
-        "generation": {"source": "b", "generation": 1, "chunks": 23, "content_hash": ""},
+        "generation": {"source": "b", "generation": 1, "chunks": 23, "content_hash": "n"},
     }
     ledger = edits(*((kind, 8 * step, payloads[kind]) for kind, step in kinds))
     order = order_of(MIXED, ledger)
@@ -359,8 +434,28 @@ def test_without_skips_no_edit_loses_or_repeats_a_row_of_a_source(kinds: list[tu
         ("quarantine", {"source": "a", "chunk": 1, "substitute": 13}, r"sound chunk below 13"),
         ("quarantine", {"source": "a", "chunk": 2, "substitute": 5}, r"found: chunk 2 by 5"),
         (
+            "stages",
+            {"stages": [{"from_row": 0, "weights": {"a": 1, "b": 1}}]},
+            r"\(stages\) does not fit(.*\n)*.*expected: stages from the first rows of steps: \[8\]\n  found: \[0\]",
+        ),
+        (
+            "stages",
+            {"stages": [{"from_row": 8, "weights": {"a": 1, "b": 1}}, {"from_row": 21, "weights": {"a": 1, "b": 1}}]},
+            r"expected: stages from the first rows of steps: \[8, 24\]\n  found: \[8, 21\]",
+        ),
+        (
+            "source",
+            {**KINDS_OF_EDITS["source"], "source": "b"},
+            r"expected: a name other than a, b\n  found: b",
+        ),
+        (
+            "source",
+            {**KINDS_OF_EDITS["source"], "weights": {"a": 1, "b": 1}},
+            r"expected: weights of a, b, c\n  found: a, b",
+        ),
+        (
             "generation",
-            {"source": "a", "generation": 1, "chunks": 12, "content_hash": ""},
+            {"source": "a", "generation": 1, "chunks": 12, "content_hash": "n"},
             r"13 chunks or more.*\n  found: 12",
         ),
     ],
@@ -377,27 +472,37 @@ def test_an_edit_that_does_not_fit_is_refused(kind: str, payload: dict[str, Any]
 
 def test_the_fingerprint_sees_everything_but_the_ledger() -> None:
     order = order_of(MIXED)
-    others = [
-        replace(order, **{name: getattr(order, name) * 2})
-        for name in ("seed", "row_tokens", "global_batch", "window_chunks")
-    ]
-    others += [replace(order, weights=(0.6, 0.4)), replace(order, sources=order.sources[::-1])]
+    others = [replace(order, **{name: getattr(order, name) * 2}) for name in ("seed", "row_tokens", "window_chunks")]
+    others += [replace(order, steps=StepPlan.constant(16, 64)), replace(order, steps=StepPlan.constant(8, 32))]
+    others += [order_of({"a": 0.6, "b": 0.4}), replace(order, begun_with=order.begun_with[::-1])]
+    others += [replace(order, stages=(*order.stages, Stage(8, (1, PERIOD - 1))))]
     others += [
-        replace(order, sources=(replace(order.sources[0], **change), order.sources[1]))
+        replace(order, begun_with=(replace(order.begun_with[0], **change), order.begun_with[1]))
         for change in ({"name": "c"}, {"chunks": 12}, {"chunk_tokens": 512}, {"content_hash": "x"})
     ]
     assert len({order.fingerprint(), *(other.fingerprint() for other in others)}) == 1 + len(others)
     assert replace(order, ledger=edits(("skip", 8, {"rows": 1}))).fingerprint() == order.fingerprint()
-    assert replace(order, weights=(1.4, 0.6)).fingerprint() == order.fingerprint()
+    assert order_of({"a": 1.4, "b": 0.6}).fingerprint() == order.fingerprint()
 
 
 def golden() -> str:
-    """Places of rows near and far, of two mixtures, one of them edited in all four ways."""
+    """Places of rows near and far, of two mixtures, one of them edited in all ways."""
     every_kind = edits(
         ("weights", 40, {"weights": {"books": 1, "web": 1}}),
         ("quarantine", 80, {"source": "web", "chunk": 3, "substitute": 4}),
         ("generation", 120, {"source": "books", "generation": 1, "chunks": 29, "content_hash": "later"}),
         ("skip", 160, {"rows": 24}),
+        ("source", 192, {**KINDS_OF_EDITS["source"], "source": "code", "weights": {"books": 1, "web": 2, "code": 3}}),
+        (
+            "stages",
+            400,
+            {
+                "stages": [
+                    {"from_row": 400, "weights": {"books": 1, "web": 0, "code": 1}},
+                    {"from_row": 800_000, "weights": {"books": 0, "web": 1, "code": 1}},
+                ]
+            },
+        ),
     )
     weights = {"books": 0.2, "web": 0.8}
     lines = []

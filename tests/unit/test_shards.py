@@ -22,8 +22,9 @@ from fmscale.corpus import manifest as manifest_module
 from fmscale.corpus import writer as writer_module
 from fmscale.corpus.chunks import DOC_DTYPE, Stream, cut_chunks, make_docs
 from fmscale.corpus.index import FILE as INDEX
-from fmscale.corpus.loader import RankPlan, RowReader, read_rows
+from fmscale.corpus.loader import RankPlan, RowReader
 from fmscale.corpus.manifest import Manifest
+from fmscale.corpus.rows import read_rows
 from fmscale.corpus.shards import Corpus, DamagedChunk
 from fmscale.corpus.sources import open_run_data
 from fmscale.corpus.verify import inspect, survey, verify
@@ -327,13 +328,13 @@ def test_a_wide_vocabulary_is_uint32_from_the_writer_to_the_batch(tmp_path: Path
     config = run_config(tmp_path, {"wide": 1.0})
     data = open_run_data(config)
     rows = np.arange(3 * 8)
-    batch = RowReader(data.train, data.order, 32).read(rows)
+    batch = RowReader(data).read(rows)
     at = data.order.locate(rows)
     assert (batch.tokens[np.argsort(at.chunk * 256 + at.start)].ravel() == stream).all()
     # Readers are asked for as many bytes as they will answer with.
     ask = next(RankPlan(config, data, 0).train(0))
     answer = read_rows([opened], ask.places, 32)
-    assert answer.nbytes == len(ask.places.chunk) * RankPlan(config, data, 0).row_bytes == 10 * 33 * 4
+    assert answer.tokens.nbytes == len(ask.places.chunk) * RankPlan(config, data, 0).row_bytes == 10 * 33 * 4
     samples = list(webdataset.WebDataset(str(path / "train-00000.tar"), shardshuffle=False).decode())
     assert all(sample["tokens.npy"].dtype == np.uint32 for sample in samples)
     assert (np.concatenate([sample["tokens.npy"][:-1] for sample in samples]) == stream).all()

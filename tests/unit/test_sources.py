@@ -14,6 +14,7 @@ from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.loader import LocalLoader
 from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.sources import begin_ledger, open_run_data, resolve
+from fmscale.corpus.steps import StepPlan
 from fmscale.errors import ConfigError, DataError
 from tests.corpora import grow_corpus, make_corpus, run_config
 from tests.laws import same
@@ -98,7 +99,9 @@ def test_a_run_is_evaluated_on_the_rows_it_began_with(tmp_path: Path) -> None:
     path = config.run_dir / FILE_NAME
     data = open_run_data(config)
     payload = {"source": "web", "generation": 1, "chunks": 11, "content_hash": data.train["web"].content_hash}
-    Ledger.load(path).append("generation", payload, from_row=20, rows_consumed=0, global_batch=10).save(path)
+    Ledger.load(path).append("generation", payload, from_row=20, rows_consumed=0, steps=StepPlan.constant(10, 32)).save(
+        path
+    )
     assert set(open_run_data(config).order.locate(np.arange(20, 20 + 11 * 16)).chunk.tolist()) == set(range(11))
     assert all(map(same, held_out(config), before))
     # A run that begins now is evaluated on all there is.
@@ -115,7 +118,7 @@ def test_a_ledger_that_names_a_generation_that_is_gone_is_refused(tmp_path: Path
     config = run_config(tmp_path, {"web": 1.0})
     config.run_dir.mkdir(parents=True)
     payload = {"source": "web", "generation": 1, "chunks": 5, "content_hash": "f" * 64}
-    ledger = Ledger().append("generation", payload, from_row=0, rows_consumed=0, global_batch=10)
+    ledger = Ledger().append("generation", payload, from_row=0, rows_consumed=0, steps=StepPlan.constant(10, 32))
     ledger.save(config.run_dir / FILE_NAME)
     with pytest.raises(
         DataError, match=r"has no generation 1\n  expected: .*gen-0001/manifest.json\n  found: generations up to 0\n"

@@ -1,0 +1,50 @@
+"""What a resumed run may change about its settings, and why that leaves its past true. All else is its identity."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from fmscale.config import Config, flatten
+from fmscale.errors import ConfigError
+
+MAY_CHANGE_ON_RESUME: dict[str, str] = {
+    "run.root": "where the run directory stands",
+    "data.readers_per_node": "readers hold no position",
+    "data.prefetch_batches": "readers hold no position",
+    "data.bad_chunks": "what was read instead of a chunk stands in the ledger",
+    "data.bad_chunk_budget": "what was read instead of a chunk stands in the ledger",
+    "data.sources.*.max_epochs": "a limit on the plan, not part of the order",
+    "data.sources.*.beyond_max_epochs": "a limit on the plan, not part of the order",
+    "data.sources.*.corpus": "where the corpus stands; its content hash is part of the order and is checked",
+    "parallel.*": "checkpoints hold no topology; batches stay equal to the bit, losses within tolerance",
+    "engine": "checkpoints hold no engine; losses stay equal within tolerance",
+    "train.steps": "a longer or shorter run; the schedule follows it",
+    "train.micro_batch": "rows per forward do not enter the order",
+    "train.threads_per_rank": "losses stay equal within tolerance",
+    "train.deterministic": "a property of kernels",
+    "checkpoint.*": "when state is kept",
+    "eval.*": "evaluation does not touch the training state",
+    "launch.*": "where processes come from",
+    "logging.*": "what is shown",
+}
+
+
+def check_resume(old: Config, new: Config) -> None:
+    """Raise ConfigError naming every field that differs and may not, with both values."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    bad = [
+        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not _may_change(key)
+    ]
+    if bad:
+        raise ConfigError(
+            f"this run exists with other settings ({len(bad)} may not change on resume)",
+            expected="the settings in the run's config.yaml",
+            found="; ".join(bad[:4]) + (f"; and {len(bad) - 4} more" if len(bad) > 4 else ""),
+            do="set them back, or start another run with run.name=NEW (docs/config.md lists what may change)",
+        )
+
+
+def _may_change(key: str) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE_ON_RESUME)

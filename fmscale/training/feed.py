@@ -1,0 +1,139 @@
+"""Hands a rank its share of each step's global batch, and makes sure that all ranks are at the same one.
+
+Before a step is trained, the ranks tell each other the hash of their shares, how many targets they have, and whether a
+chunk turned out to be damaged. So the batch hash is of what will be trained, the loss is divided by the targets of the
+global batch whatever rows have, and a quarantine (data.bad_chunks) holds on all ranks from the same row on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+
+from fmscale.config import Config
+from fmscale.corpus.batch import Batch, batch_hash, combine, hash_hex
+from fmscale.corpus.ledger import FILE_NAME, Ledger
+from fmscale.corpus.loader import Loader
+from fmscale.corpus.quarantine import loss_of, quarantined, require_budget
+from fmscale.corpus.rows import Spent
+from fmscale.corpus.shards import DamagedChunk
+from fmscale.corpus.sources import RunData
+from fmscale.corpus.steps import Step
+from fmscale.errors import FmscaleError
+from fmscale.observe.recorder import Recorder
+from fmscale.topology import Topology, rank_rows
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What a step trains on one rank."""
+
+    batch: Batch
+    """`targets` are those of the global batch."""
+    batch_hash: str
+    """Over all ranks: 32 hex digits."""
+    wait_s: float
+    spent: Spent
+    """What was waited for; sums to wait_s."""
+
+
+@dataclass(kw_only=True)
+class Feed:
+    config: Config
+    topology: Topology
+    rank: int
+    loader: Loader
+    data: RunData
+    """Its ledger grows when a chunk is quarantined."""
+    control: dist.ProcessGroup
+    recorder: Recorder | None
+    """On rank 0 alone."""
+    _batches: Iterator[Batch] = field(init=False)
+
+    def start(self, first_row: int) -> None:
+        """Have the loader read ahead from the step that begins with `first_row`."""
+        self._batches = self.loader.batches(first_row)
+
+    def next(self, step: Step) -> Fed:
+        """This rank's share of `step`. Raises DataError: damage that the settings do not allow to replace."""
+        started = time.perf_counter()
+        batch, damage = self._share()
+        waited = time.perf_counter() - started
+        shares = self._exchange(batch, damage)
+        while damaged := sorted({place for _, _, place in shares if place is not None}):
+            self._quarantine(damaged, step)
+            started = time.perf_counter()
+            batch, damage = self._share()
+            waited += time.perf_counter() - started
+            shares = self._exchange(batch, damage)
+        assert batch is not None, "a rank without a batch has said why"
+        self._require_own_rows(batch, step)
+        digest, targets = combine(digest for digest, _, _ in shares), sum(count for _, count, _ in shares)
+        spent = self.loader.take_wait()
+        spent.queue_s += max(0.0, waited - spent.total())
+        return Fed(replace(batch, targets=targets), hash_hex(digest), waited, spent)
+
+    def heldout(self) -> Iterator[Batch]:
+        """This rank's share of each held-out batch, `targets` those of the whole batch."""
+        for batch in self.loader.heldout_batches():
+            counts = [0] * self.topology.world_size
+            own = batch.targets if self.topology.stage(self.rank) == 0 else 0
+            dist.all_gather_object(counts, own, group=self.control)
+            yield replace(batch, targets=sum(counts))
+        self.loader.take_wait()  # an evaluation's waiting is no step's
+
+    def _share(self) -> tuple[Batch | None, tuple[int, int] | None]:
+        """The next batch, or the (source, chunk) that kept it from coming."""
+        try:
+            return next(self._batches), None
+        except DamagedChunk as error:
+            if self.config.data.bad_chunks == "fail" or error.place is None:
+                raise
+            return None, error.place
+
+    def _exchange(self, batch: Batch | None, damage: tuple[int, int] | None) -> list[tuple[int, int, Any]]:
+        """(hash, targets, damage) of every rank's share; of each data-parallel rank its first stage speaks."""
+        speaks = batch is not None and self.topology.stage(self.rank) == 0
+        mine = (batch_hash(batch), batch.targets, damage) if batch is not None and speaks else (0, 0, damage)
+        shares: list[tuple[int, int, Any]] = [mine] * self.topology.world_size
+        dist.all_gather_object(shares, mine, group=self.control)
+        return shares
+
+    def _quarantine(self, damaged: list[tuple[int, int]], step: Step) -> None:
+        """Read substitutes from this step on, on every rank; rank 0 writes them down first."""
+        outcome: list[Any] = [None]
+        if self.rank == 0:
+            try:
+                outcome[0] = self._write_entries(damaged, step).to_json()
+            except FmscaleError as error:
+                outcome[0] = error
+        dist.broadcast_object_list(outcome, src=0, group=self.control)
+        if isinstance(outcome[0], FmscaleError):
+            raise outcome[0]
+        self.data = self.data.edited(Ledger.from_json(outcome[0], "rank 0's ledger"))
+        self.loader.reorder(self.data)
+        self.start(step.first_row)
+
+    def _write_entries(self, damaged: list[tuple[int, int]], step: Step) -> Ledger:
+        order = self.data.order
+        for source, chunk in damaged:
+            if chunk not in order.substitutes(source):
+                order = replace(order, ledger=quarantined(order, source, chunk, step.first_row))
+                require_budget(order, self.config.data)
+        order.ledger.save(self.config.run_dir / FILE_NAME)
+        if self.recorder is not None:
+            for entry in order.ledger.entries[len(self.data.ledger.entries) :]:
+                lost = loss_of(order, entry.payload, entry.from_row, self.config.train.steps)
+                self.recorder.quarantine(lost)
+        return order.ledger
+
+    def _require_own_rows(self, batch: Batch, step: Step) -> None:
+        """Which rank holds a row does not enter the batch hash, so the loader is held to it here."""
+        rank = self.topology.data_rank(self.rank)
+        own = rank_rows(step.first_row, step.rows, self.topology.dp, rank, self.config.train.micro_batch)
+        assert np.array_equal(batch.rows, own), f"rank {self.rank} was handed rows {batch.rows}, its own are {own}"

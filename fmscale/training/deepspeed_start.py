@@ -1,7 +1,7 @@
 """DeepSpeed, started so that it computes what the plain engine computes, quietly and without compiling anything.
 
-    alone = join(device)                                                           # a process group, if there is none
-    ds = start(model, parameters, config, device, stage=..., micro_batches=...)    # a DeepSpeedEngine
+    alone = join(device)                                        # a process group, if there is none
+    ds = start(model, parameters, config, device, stage=...)    # a DeepSpeedEngine
     stop(ds, alone)
 
 The one module that imports DeepSpeed (`engine_pipe` asks it for the pipeline's classes). What is settled here:
@@ -74,16 +74,13 @@ def start(
     device: torch.device,
     *,
     stage: int,
-    micro_batches: int,
 ) -> Any:
     """The DeepSpeedEngine around `model`. parameters: those of this rank, with canonical names."""
     deepspeed = load_deepspeed(device)
     optimizer = build_optimizer(parameters, config.optim)
     elements = sum(parameter.numel() for _, parameter in parameters)
     with quiet():
-        ds, _, _, _ = deepspeed.initialize(
-            model=model, optimizer=optimizer, config=settings(config, stage, micro_batches, elements)
-        )
+        ds, _, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings(config, stage, elements))
     if stage == 0 and config.train.precision == "bf16":
         for _, parameter in parameters:
             # Autograd then adds micro-batches up in float32, as DeepSpeed's other optimizers do by themselves.
@@ -94,13 +91,13 @@ def start(
     return ds
 
 
-def settings(config: Config, stage: int, micro_batches: int, elements: int) -> dict[str, Any]:
+def settings(config: Config, stage: int, elements: int) -> dict[str, Any]:
     """DeepSpeed's configuration. elements: parameters of this rank's model, which bound the buffers."""
     bf16 = config.train.precision == "bf16"
     bucket = max(1024, min(BUCKET, elements + elements % 2))
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": config.train.micro_batch,
-        "gradient_accumulation_steps": micro_batches,
+        "gradient_accumulation_steps": 1,  # of no effect: engines say at each step how many there are
         "gradient_clipping": 0.0 if stage == 0 else config.train.grad_clip,
         "gradient_allreduce_op": "mean" if stage == 3 else "sum",
         "communication_data_type": "fp32",

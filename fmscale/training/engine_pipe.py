@@ -29,7 +29,7 @@ from fmscale.model.pipeline_layers import (
     canonical_name,
     tied_logits,
 )
-from fmscale.topology import Topology, rows_per_rank
+from fmscale.topology import Topology
 from fmscale.training.deepspeed_start import Clip, join, load_deepspeed, quiet, start, stop
 from fmscale.training.engine import Fragment, Read, StepOutput
 from fmscale.training.held import hold, initial_state
@@ -44,10 +44,7 @@ class PipeEngine:
     def __init__(self, config: Config, topology: Topology, rank: int, device: torch.device) -> None:
         self._device = device
         self._alone = join(device)
-        self._micro_batch = config.train.micro_batch
-        self._micro_batches = (
-            rows_per_rank(config.train.global_batch, topology.dp, self._micro_batch) // self._micro_batch
-        )
+        self._dp, self._micro_batch = topology.dp, config.train.micro_batch
         self._shape: tuple[int, ...] = ()
         self._loss = _WeightedLoss()
         # DeepSpeed's bf16 pipeline has one optimizer, and that shards its state whatever the stage: 0 is 1.
@@ -55,7 +52,7 @@ class PipeEngine:
         load_deepspeed(device)
         module = _pipeline_module(config.model, topology, self._loss)
         named = [(_canonical_name(config.model, name), p) for name, p in module.named_parameters()]
-        self._ds = start(module, named, config, device, stage=stage, micro_batches=self._micro_batches)
+        self._ds = start(module, named, config, device, stage=stage)
         self._held = hold(self._ds.optimizer, named, topology.dp, topology.data_rank(rank))
         self._clip = None
         if stage == 0:
@@ -72,9 +69,7 @@ class PipeEngine:
 
     def train_batch(self, batch: Batch, lr: float) -> StepOutput:
         micro_batches = self._micro_batched(batch)
-        assert len(micro_batches) == self._micro_batches, (
-            f"{len(micro_batches)} micro-batches, not {self._micro_batches}"
-        )
+        self._ds.set_train_batch_size(len(micro_batches) * self._micro_batch * self._dp)
         for group in self._ds.optimizer.param_groups:
             group["lr"] = lr
         # DeepSpeed divides each micro-batch's loss by their number; nobody asked it to.
@@ -99,9 +94,10 @@ class PipeEngine:
                 torch.from_numpy(array) for array in (micro_batch.tokens, micro_batch.positions, micro_batch.labels)
             )
             result.append(((tokens_BT, positions_BT), labels_BT))
-        if batch.tokens.shape[1:] != self._shape:
+        shape = tuple(result[0][1].shape)
+        if shape != self._shape:
             self._ds.reset_activation_shape()  # it learns the shape of what stages send each other once
-            self._shape = batch.tokens.shape[1:]
+            self._shape = shape
         return result
 
     def _total(self) -> float:

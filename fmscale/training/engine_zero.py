@@ -20,7 +20,7 @@ from fmscale.config import Config
 from fmscale.corpus.batch import Batch
 from fmscale.model.decoder import Decoder, parameter_shapes
 from fmscale.model.loss import token_loss_sum
-from fmscale.topology import Topology, rows_per_rank
+from fmscale.topology import Topology
 from fmscale.training.deepspeed_start import Clip, join, loss_factor, start, stop
 from fmscale.training.engine import Fragment, Read, StepOutput
 from fmscale.training.held import hold, initial_state
@@ -33,14 +33,11 @@ class ZeroEngine:
         self._device = device
         self._alone = join(device)
         self._micro_batch = config.train.micro_batch
-        self._micro_batches = (
-            rows_per_rank(config.train.global_batch, topology.dp, self._micro_batch) // self._micro_batch
-        )
         stage = config.parallel.zero
         self._factor = loss_factor(stage, topology.dp)
         model = Decoder(config.model).to(device)
         named = list(model.named_parameters())
-        self._ds = start(model, named, config, device, stage=stage, micro_batches=self._micro_batches)
+        self._ds = start(model, named, config, device, stage=stage)
         self._held = hold(self._ds.optimizer, named, topology.dp, topology.data_rank(rank))
         self._clip = Clip(self._ds.optimizer, config.train.grad_clip) if stage == 0 else None
         self.load_fragments(initial_state(config, parameter_shapes(config.model)))
@@ -55,18 +52,18 @@ class ZeroEngine:
 
     def train_batch(self, batch: Batch, lr: float) -> StepOutput:
         micro_batches = batch.micro_batches(self._micro_batch)
-        assert len(micro_batches) == self._micro_batches, (
-            f"{len(micro_batches)} micro-batches, not {self._micro_batches}"
-        )
         for group in self._ds.optimizer.param_groups:
             group["lr"] = lr
         self._ds.train()
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for micro_batch in micro_batches:
+            # DeepSpeed would find the last one by the number of micro-batches since the start, modulo that of a step:
+            # wrong once steps have different numbers of them. So it is told.
+            self._ds.set_gradient_accumulation_boundary(micro_batch is micro_batches[-1])
             loss_sum = self._loss_sum(micro_batch)
             total += loss_sum.detach()
             self._ds.backward(loss_sum * (self._factor / batch.targets), scale_wrt_gas=False)
-            self._ds.step()
+        self._ds.step()
         dist.all_reduce(total)
         norm = self._clip.take_norm() if self._clip else float(self._ds.get_global_grad_norm())
         return StepOutput(loss=total.item() / batch.targets, grad_norm=norm if math.isfinite(norm) else math.inf)

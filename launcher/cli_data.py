@@ -57,6 +57,32 @@ def verify(corpus: Path) -> None:
 
 
 @data_app.command()
+def pack(
+    corpus: Path,
+    row_tokens: Annotated[int, typer.Option(help="U, the tokens of a row: data.seq_len of the runs to come.")],
+    generation: Annotated[int | None, typer.Option(help="Last generation to include; default: the newest.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Pack documents into rows with as few cuts as can be (best-fit), as a committed plan beside the corpus."""
+    from data_pipeline.pack import pack as run
+    from data_pipeline.pack import report
+    from data_pipeline.pieces import chunk_bytes
+    from data_pipeline.progress import progress
+    from fmscale.corpus.packing_plan import MARKER, plan_directory
+    from fmscale.corpus.shards import Corpus
+
+    opened = Corpus.open(corpus, generation=generation)
+    directory = plan_directory(opened, row_tokens)
+    if (directory / MARKER).exists():
+        packed = run(opened, row_tokens)
+        typer.echo(f"{directory} is there already: nothing to do", err=as_json)
+    else:
+        with progress("pack", opened.chunks * chunk_bytes(opened)) as advance:
+            packed = run(opened, row_tokens, advance)
+    show_record(packed.plan.record() if as_json else {"plan": str(directory), **report(packed.plan)}, as_json)
+
+
+@data_app.command()
 def inspect(corpus: Path, as_json: AsJson = False) -> None:
     """What is in a corpus: splits, counts, tokenizer, a first document."""
     from fmscale.corpus.verify import inspect as run

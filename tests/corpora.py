@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fmscale.config import Config, DataConfig, EvalConfig, ParallelConfig, RunConfig, SourceConfig, TrainConfig
-from fmscale.corpus.chunks import Stream, cut_chunks, document_id, make_docs
+from fmscale.corpus.chunks import Stream, cut_chunks, document_id, join, make_docs
 from fmscale.corpus.manifest import Manifest, generation_directory
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.writer import publish, write_parts
@@ -48,7 +49,7 @@ def vocabulary(pieces: int) -> Tokenizer:
 
 def damage(directory: Path, chunk: int) -> None:
     """Flip a bit among the tokens of a train chunk."""
-    (shard,) = directory.glob("train-*.tar")
+    shard = min(directory.glob("train-*.tar"))
     raw = bytearray(shard.read_bytes())
     raw[raw.index(Corpus.open(directory).tokens(chunk).tobytes()) + 9] ^= 1
     shard.chmod(0o644)
@@ -100,4 +101,39 @@ def run_config(root: Path, sources: dict[str, float], **changes: Any) -> Config:
         parallel=ParallelConfig(dp=changes.pop("dp", 1)),
         eval=EvalConfig(rows=changes.pop("eval_rows", 0)),
         **changes,
+    )
+
+
+def document_corpus(
+    directory: Path,
+    tasks: Sequence[Sequence[int]],
+    chunk_tokens: int = 64,
+    seed: int = 0,
+    parent: Manifest | None = None,
+) -> Manifest:
+    """A corpus of random documents: for each task the lengths of its documents, EOS included. Tails are a task too."""
+    words = vocabulary(460)
+    rng = np.random.default_rng(seed)
+    parts_at = directory / ".parts"
+    parts_at.mkdir(parents=True)
+    parts, tails = [], []
+    for task, lengths in enumerate(tasks):
+        tokens = rng.integers(3, words.vocab_size, sum(lengths)).astype(words.dtype)
+        tokens[np.cumsum(lengths, dtype=np.int64) - 1] = words.eos_id
+        ids = [document_id(f"{seed}-{task}-{i}") for i in range(len(lengths))]
+        chunks, tail = cut_chunks(Stream(tokens, make_docs(lengths, ids, task, range(len(ids)))), chunk_tokens)
+        parts += write_parts(parts_at, "train", f"{task:05d}", chunks)
+        tails.append(tail)
+    chunks, tail = cut_chunks(join(tails, words.dtype), chunk_tokens)
+    parts += write_parts(parts_at, "train", "tails", chunks)
+    return publish(
+        directory,
+        parts,
+        tokenizer=words,
+        chunk_tokens={"train": chunk_tokens, "heldout": chunk_tokens},
+        left_over={"train": len(tail.tokens), "heldout": 0},
+        recipe={},
+        counts={},
+        inputs=[],
+        parent=parent,
     )

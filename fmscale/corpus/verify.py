@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fmscale.corpus import packing_plan
 from fmscale.corpus.generation import Generation, check_tokenizer
 from fmscale.corpus.index import read_index
 from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Shard
+from fmscale.corpus.packing import Packed
 from fmscale.corpus.shards import Corpus, manifests
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
@@ -92,7 +94,10 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
                 tokens += held * split.chunk_tokens
                 size += shard.bytes
                 progress(shard.bytes)
+    plans = sorted(base.glob(f"packing-*/{packing_plan.MARKER}"))
+    damage += [] if damage else [fault for plan in plans if (fault := _fault_of_plan(base, plan))]
     directories = [path for path in known if path.is_dir()]
+    known |= {plan.parent for plan in plans}
     found = [p for d in directories for p in d.iterdir() if p not in known and not p.name.startswith(".")]
     foreign = sorted(str(p.relative_to(base)) for p in found)
     return Report(
@@ -131,6 +136,16 @@ def _faults_by_shard(part: Generation, chunk_tokens: int) -> Iterator[tuple[Shar
                 faults[chunk] = f"chunk {part.first + chunk} of {part.directory / shard.file}: {fault}"
             before = link
         yield shard, faults
+
+
+def _fault_of_plan(base: Path, marker: Path) -> str:
+    """What is wrong with a packing plan of a corpus that is otherwise whole; empty if nothing is."""
+    try:
+        plan = packing_plan.PackingPlan.load(marker)
+        Packed.open(Corpus.open(base, plan.split, generation=plan.generation), plan.row_tokens).verify()
+    except DataError as error:
+        return _line(error)
+    return ""
 
 
 class _Link(NamedTuple):

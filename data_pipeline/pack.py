@@ -1,0 +1,210 @@
+"""Build a packing plan: pieces of documents, best-fit into rows, rows into blocks, published by plan.json.
+
+Rows are filled within groups of successive chunks of about GROUP_TOKENS tokens: a row's chunks are then in the page
+cache together, and memory holds one group, whatever the corpus' size. A row is as early in the plan as its first piece
+is in the corpus. A killed build is done again and ends in the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from data_pipeline.best_fit import best_fit
+from data_pipeline.pieces import Spans, groups_of_pieces
+from fmscale import durable
+from fmscale.corpus.packing import Packed
+from fmscale.corpus.packing_plan import (
+    BLOCK_DTYPE,
+    INDEX_FILE,
+    MARKER,
+    PIECE_DTYPE,
+    PLAN_FILE,
+    PackingPlan,
+    plan_directory,
+)
+from fmscale.corpus.shards import Corpus
+from fmscale.errors import DataError
+
+GROUP_TOKENS = 1 << 24
+BLOCK_TOKENS = 1 << 20
+MIN_BLOCKS = 64
+"""Small corpora have blocks of fewer rows, so that there are this many to shuffle."""
+
+I64 = npt.NDArray[np.int64]
+
+
+def pack(
+    corpus: Corpus,
+    row_tokens: int,
+    advance: Callable[[int], None] = lambda token_bytes: None,
+    group_tokens: int = GROUP_TOKENS,
+) -> Packed:
+    """The plan for rows of `row_tokens` of `corpus`: opened if it is there already, else built, published and opened.
+
+    advance: told the bytes of each chunk's tokens when it has been dealt with. group_tokens: part of what the plan
+    depends on; other values than the default are for tests and measurements.
+    Raises DataError: rows longer than chunks, no chunk at all, a plan there that is damaged or of another corpus.
+    """
+    directory = plan_directory(corpus, row_tokens)
+    if (directory / MARKER).exists():
+        return Packed.open(corpus, row_tokens)
+    if not 1 <= row_tokens <= corpus.chunk_tokens:
+        raise DataError(
+            f"rows of {row_tokens} tokens cannot be packed from the corpus {corpus.path}",
+            expected=f"1 to {corpus.chunk_tokens} tokens, the length of its chunks",
+            found=str(row_tokens),
+            do="give a smaller --row-tokens, or prepare the corpus with a larger chunk_tokens",
+        )
+    if not corpus.chunks:
+        raise DataError(
+            f"the corpus {corpus.path} has nothing to pack",
+            expected=f"chunks in its split {corpus.split}",
+            found="none: its text is shorter than a chunk",
+            do="prepare it from more text, or with a smaller chunk_tokens",
+        )
+    directory.mkdir(exist_ok=True)
+    durable.fsync_directory(corpus.path)
+    try:
+        plan = _build(corpus, row_tokens, directory, advance, group_tokens)
+        durable.publish_new(directory / MARKER, plan.render())
+    except (FileExistsError, FileNotFoundError):
+        if not (directory / MARKER).exists():  # else another process published the same, and cleared away our files
+            raise
+    for left_behind in directory.glob(".*.tmp"):  # by builds that were killed
+        left_behind.unlink(missing_ok=True)
+    return Packed.open(corpus, row_tokens)
+
+
+def report(plan: PackingPlan) -> dict[str, str]:
+    """What a plan is like, in words for a table."""
+    cut = plan.cut_long + plan.cut_at_ends
+    sizes = "; ".join(f"{rows:,} of {_span(int(most))}" for most, rows in plan.rows_by_pieces.items())
+    return {
+        "tokens": f"{plan.tokens:,} of {plan.documents:,} documents",
+        "rows": f"{plan.rows:,} of {plan.row_tokens:,} tokens",
+        "pieces per row": f"{plan.pieces / plan.rows:.2f} (rows: {sizes})",
+        "blocks": f"{plan.blocks:,} of {plan.rows_per_block:,} rows",
+        "left over": f"{plan.left_over_rows:,} rows, {plan.left_over_tokens:,} tokens",
+        "padding": f"{plan.padding_tokens / (plan.blocks * plan.block_tokens):.4%}",
+        "documents cut": f"{cut / max(plan.documents, 1):.2%}: {plan.cut_long:,} longer than a row, "
+        f"{plan.cut_at_ends:,} where a task's chunks end",
+        "cut by slicing": f"{plan.cut_by_slicing / max(plan.documents, 1):.2%} (concatenate-and-slice, to compare)",
+    }
+
+
+def _span(most: int) -> str:
+    """Key of `rows_by_pieces`, for people: 1, 2, 3-4, 5-8 ..."""
+    return str(most) if most <= 2 else f"{most // 2 + 1}-{most}"
+
+
+def fill_rows(pieces: Spans, row_tokens: int) -> tuple[Spans, I64]:
+    """(pieces row after row, pieces of each row [rows]): rows by their first piece's position, pieces by theirs.
+
+    The last piece of a full row is longer by the token that follows, if its document goes on.
+    """
+    row = best_fit(pieces["length"], row_tokens)
+    first = np.unique(row, return_index=True)[1]
+    rank = np.empty_like(first)
+    rank[np.argsort(first)] = np.arange(len(first))
+    row = rank[row]
+    in_rows = pieces[np.argsort(row, kind="stable")]
+    counts = np.bincount(row)
+    last = np.cumsum(counts) - 1
+    full = np.add.reduceat(in_rows["length"], last + 1 - counts) == row_tokens
+    in_rows["length"][last] += full & in_rows["goes_on"][last]
+    return in_rows, counts
+
+
+def _build(
+    corpus: Corpus, row_tokens: int, directory: Path, advance: Callable[[int], None], group_tokens: int
+) -> PackingPlan:
+    tokens = corpus.chunks * corpus.chunk_tokens
+    rows_per_block = _power_of_two(min(BLOCK_TOKENS // row_tokens, tokens // row_tokens // MIN_BLOCKS))
+    groups = max(1, corpus.chunks // -(-group_tokens // corpus.chunk_tokens))
+    counts: Counter[str] = Counter()
+    by_pieces: Counter[int] = Counter()
+    temporary = durable.temporary_name(directory / PLAN_FILE)
+    try:
+        with temporary.open("wb") as file:
+            blocks = _Blocks(file, rows_per_block)
+            for pieces in groups_of_pieces(corpus, row_tokens, groups, advance, counts):
+                in_rows, row_pieces = fill_rows(pieces, row_tokens)
+                counts["pieces"] += len(in_rows)
+                counts["rows"] += len(row_pieces)
+                by_pieces.update(np.ceil(np.log2(row_pieces)).astype(np.int64).tolist())
+                blocks.add(_as_stored(in_rows, corpus.chunk_tokens), row_pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(directory / PLAN_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+    index = np.array(blocks.index, BLOCK_DTYPE).tobytes()
+    durable.replace(directory / INDEX_FILE, index)
+    return PackingPlan(
+        content_hash=corpus.content_hash,
+        split=corpus.split,
+        generation=corpus.manifest.generation,
+        row_tokens=row_tokens,
+        rows_per_block=rows_per_block,
+        blocks=len(blocks.index),
+        group_chunks=corpus.chunks // groups,
+        plan_bytes=blocks.bytes,
+        index_sha256=hashlib.sha256(index).hexdigest(),
+        tokens=tokens,
+        left_over_rows=len(blocks.row_pieces),
+        left_over_tokens=blocks.left_over_tokens(row_tokens),
+        rows_by_pieces={str(1 << power): by_pieces[power] for power in sorted(by_pieces)},
+        **counts,
+    )
+
+
+class _Blocks:
+    """Writes rows to a file by whole blocks."""
+
+    def __init__(self, file: IO[bytes], rows_per_block: int) -> None:
+        self._file, self._rows_per_block = file, rows_per_block
+        self.index: list[tuple[int, int, bytes]] = []
+        self.bytes = 0
+        self.pieces = np.empty(0, PIECE_DTYPE)
+        """Of the rows that fill no block yet."""
+        self.row_pieces = np.empty(0, np.int64)
+        """How many each of these rows has."""
+
+    def add(self, pieces: npt.NDArray[np.void], row_pieces: I64) -> None:
+        pieces, row_pieces = np.concatenate([self.pieces, pieces]), np.concatenate([self.row_pieces, row_pieces])
+        bounds = np.concatenate([[0], np.cumsum(row_pieces)])
+        whole = len(row_pieces) // self._rows_per_block * self._rows_per_block
+        for row in range(0, whole, self._rows_per_block):
+            own = bounds[row : row + self._rows_per_block + 1]
+            block = (own - own[0]).astype("<u4").tobytes() + pieces[own[0] : own[-1]].tobytes()
+            self.index.append((self.bytes, int(own[-1] - own[0]), xxhash.xxh3_128_digest(block)))
+            self.bytes += self._file.write(block)
+        self.pieces, self.row_pieces = pieces[bounds[whole] :], row_pieces[whole:]
+
+    def left_over_tokens(self, row_tokens: int) -> int:
+        """Input tokens of the rows that fill no block."""
+        if not len(self.row_pieces):
+            return 0
+        tokens = np.add.reduceat(self.pieces["length"].astype(np.int64), np.cumsum(self.row_pieces) - self.row_pieces)
+        return int(np.minimum(tokens, row_tokens).sum())  # one more is a label
+
+
+def _as_stored(pieces: Spans, chunk_tokens: int) -> npt.NDArray[np.void]:
+    """PIECE_DTYPE of pieces at positions."""
+    stored = np.empty(len(pieces), PIECE_DTYPE)
+    stored["chunk"], stored["start"] = np.divmod(pieces["start"], chunk_tokens)
+    stored["length"] = pieces["length"]
+    return stored
+
+
+def _power_of_two(at_most: int) -> int:
+    return 1 << max(1, at_most).bit_length() - 1

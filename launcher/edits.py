@@ -19,7 +19,7 @@ from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.order import Order, spec_of
 from fmscale.corpus.quarantine import Lost, loss_of, substitute_of
 from fmscale.corpus.shards import Corpus
-from fmscale.corpus.sources import RunData, open_run_data
+from fmscale.corpus.sources import RunData, open_run_data, readable
 from fmscale.corpus.stages import stages_of
 from fmscale.corpus.steps import Step
 from fmscale.errors import ConfigError
@@ -129,7 +129,7 @@ def _source(config: Config, data: RunData, arguments: Sequence[str], step: Step)
         )
     corpus = Corpus.open(path)
     _require_tokenizer(corpus, data)
-    spec = spec_of(name, corpus, corpus.manifest.generation)
+    spec = spec_of(name, readable(config, corpus), corpus.manifest.generation)
     names = [source.name for source in data.order.sources]
     return {
         "source": name,
@@ -145,8 +145,8 @@ def _source(config: Config, data: RunData, arguments: Sequence[str], step: Step)
 def _generation(config: Config, data: RunData, arguments: Sequence[str], step: Step) -> dict[str, Any]:
     """NAME, for the newest generation of its corpus."""
     name = _one_source(data, arguments, 1, "generation SOURCE")
-    corpus = data.train[name]
-    spec = spec_of(name, corpus, corpus.manifest.generation)
+    corpus = Corpus.open(data.train[name].path)
+    spec = spec_of(name, readable(config, corpus), corpus.manifest.generation)
     return {
         "source": name,
         "generation": corpus.manifest.generation,

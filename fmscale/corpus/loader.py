@@ -26,8 +26,7 @@ from fmscale.config import Config
 from fmscale.corpus.batch import Batch, batch_of
 from fmscale.corpus.manifest import token_dtype
 from fmscale.corpus.order import Order
-from fmscale.corpus.rows import Places, RowTokens, Spent, read_rows
-from fmscale.corpus.shards import Corpus
+from fmscale.corpus.rows import Places, Readable, RowTokens, Spent, read_rows
 from fmscale.corpus.sources import RunData
 from fmscale.topology import PADDING, rank_rows, rows_per_rank
 
@@ -59,7 +58,7 @@ class Loader(Protocol):
         """Stop what runs ahead. Afterwards the loader is of no use."""
 
 
-def heldout_places(corpora: Sequence[Corpus], seq_len: int, limit: int) -> Places:
+def heldout_places(corpora: Sequence[Readable], seq_len: int, limit: int) -> Places:
     """Places of the held-out rows of an evaluation: the first ones of each source, `limit` in all (0: every row).
 
     Sources take turns until the limit or their end; a source's rows stand in the order of the corpus. So none gives

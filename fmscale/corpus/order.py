@@ -24,6 +24,7 @@ import numpy.typing as npt
 from fmscale.config import Config
 from fmscale.corpus.ledger import Ledger
 from fmscale.corpus.mixture import Mixture, Stage
+from fmscale.corpus.packing import Packed
 from fmscale.corpus.segment import Segment, foreign
 from fmscale.corpus.sequence import I64, Sequence, SourceSpec
 from fmscale.corpus.shards import Corpus
@@ -175,7 +176,7 @@ class Order:
         return np.array([segment.start for segment in self._segments], np.int64)
 
 
-def order_from_config(config: Config, corpora: Mapping[str, Corpus], ledger: Ledger) -> Order:
+def order_from_config(config: Config, corpora: Mapping[str, Corpus | Packed], ledger: Ledger) -> Order:
     """The order of the run that `config` describes; `corpora` are the train splits of its sources, by name, those that
     the ledger added among them.
 
@@ -207,7 +208,7 @@ def order_from_config(config: Config, corpora: Mapping[str, Corpus], ledger: Led
     return order
 
 
-def spec_of(name: str, corpus: Corpus, generation: int) -> SourceSpec:
+def spec_of(name: str, corpus: Corpus | Packed, generation: int) -> SourceSpec:
     """What the order needs to know of a corpus up to `generation`. Raises DataError if it has no such one."""
     part = corpus.up_to(generation)
     return SourceSpec(name=name, chunks=part.chunks, chunk_tokens=part.chunk_tokens, content_hash=part.content_hash)

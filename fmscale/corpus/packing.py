@@ -22,6 +22,7 @@ import numpy.typing as npt
 import xxhash
 
 from fmscale.corpus.batch import PAD
+from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.packing_plan import (
     BLOCK_DTYPE,
     INDEX_FILE,
@@ -90,6 +91,31 @@ class Packed:
                 do=f"remove the directory and run {command} again, or restore the corpus that it is of",
             )
         return Packed(corpus, directory, plan)
+
+    def up_to(self, generation: int) -> Packed:
+        """The rows as they were at `generation` of the corpus. Raises DataError if there is no plan for that."""
+        part = self.corpus.up_to(generation)
+        return self if generation == self.plan.generation else Packed.open(part, self.row_tokens)
+
+    @property
+    def path(self) -> Path:
+        return self.corpus.path
+
+    @property
+    def manifest(self) -> Manifest:
+        return self.corpus.manifest
+
+    @property
+    def vocab_size(self) -> int:
+        return self.corpus.vocab_size
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.corpus.tokenizer_path
+
+    @property
+    def verify_s(self) -> float:
+        return self.corpus.verify_s
 
     def read_row(
         self,

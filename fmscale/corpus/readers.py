@@ -25,8 +25,7 @@ from fmscale.config import Config
 from fmscale.corpus.batch import Batch
 from fmscale.corpus.loader import Ask, RankPlan
 from fmscale.corpus.manifest import SPLITS
-from fmscale.corpus.rows import Places, RowTokens, Spent, read_rows
-from fmscale.corpus.shards import Corpus
+from fmscale.corpus.rows import Places, Readable, RowTokens, Spent, read_rows
 from fmscale.corpus.sources import RunData, open_run_data
 from fmscale.errors import FmscaleError, MachineError
 
@@ -51,7 +50,7 @@ class ReaderActor:
             register(run_dir, "reader", number)
 
     @cached_property
-    def _corpora(self) -> dict[str, list[Corpus]]:
+    def _corpora(self) -> dict[str, list[Readable]]:
         # At the first question rather than at the start, so that a damaged corpus is an answer and no dead actor.
         # All generations of both splits: chunks keep their numbers when a corpus grows.
         data = open_run_data(self._config)

@@ -18,10 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fmscale.corpus.manifest import token_dtype
+from fmscale.corpus.packing import Packed
 from fmscale.corpus.shards import Corpus, DamagedChunk
 
 I64 = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.unsignedinteger]
+Readable = Corpus | Packed
+"""What rows are read from: a token stream in chunks, or whole documents in blocks of packed rows."""
 
 
 class Places(NamedTuple):
@@ -109,7 +112,7 @@ class RowTokens:
         )
 
 
-def read_rows(corpora: Sequence[Corpus], places: Places, seq_len: int, documents: bool = False) -> RowTokens:
+def read_rows(corpora: Sequence[Readable], places: Places, seq_len: int, documents: bool = False) -> RowTokens:
     """Rows at `places` [R]; chunks are verified at their first use. documents: say where documents begin, too.
 
     Raises DamagedChunk if a chunk is not as it was written; its `place` is (number of the source, chunk).
@@ -117,10 +120,15 @@ def read_rows(corpora: Sequence[Corpus], places: Places, seq_len: int, documents
     count = len(places.chunk)
     out = np.empty((count, seq_len + 1), token_dtype(corpora[0].vocab_size))
     starts = np.zeros((count, seq_len + 1), np.bool_) if documents else None
+    lengths = np.empty(count, np.int32) if any(isinstance(corpus, Packed) for corpus in corpora) else None
     begun, verified, decode_s = time.perf_counter(), _verifying(corpora), 0.0
     for i, (source, chunk, start) in enumerate(_each(places)):
         corpus = corpora[source]
         try:
+            if isinstance(corpus, Packed):
+                assert lengths is not None, "packed rows say how long they are"
+                lengths[i] = corpus.read_row(chunk, start // seq_len, out[i], None if starts is None else starts[i])
+                continue
             out[i] = corpus.tokens(chunk)[start : start + seq_len + 1]
             if starts is not None:
                 since = time.perf_counter()
@@ -133,17 +141,18 @@ def read_rows(corpora: Sequence[Corpus], places: Places, seq_len: int, documents
     bits = None if starts is None else np.packbits(starts, axis=1)
     ended = time.perf_counter()
     verify_s = _verifying(corpora) - verified
-    spent = Spent(
-        read_s=max(0.0, since - begun - decode_s - verify_s), verify_s=verify_s, decode_s=decode_s + ended - since
-    )
-    return RowTokens(out, bits, None, spent)
+    copied = max(0.0, since - begun - decode_s - verify_s)
+    if lengths is not None:  # copying pieces is what putting rows together consists of
+        copied, decode_s = 0.0, decode_s + copied
+    spent = Spent(read_s=copied, verify_s=verify_s, decode_s=decode_s + ended - since)
+    return RowTokens(out, bits, lengths, spent)
 
 
 def _each(places: Places) -> Iterable[tuple[int, int, int]]:
     return zip(places.source.tolist(), places.chunk.tolist(), places.start.tolist(), strict=True)
 
 
-def _verifying(corpora: Sequence[Corpus]) -> float:
+def _verifying(corpora: Sequence[Readable]) -> float:
     return sum(corpus.verify_s for corpus in corpora)
 
 

@@ -13,6 +13,8 @@ from fmscale.config import Config
 from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.order import Order, order_from_config
+from fmscale.corpus.packing import Packed
+from fmscale.corpus.rows import Readable
 from fmscale.corpus.shards import Corpus, open_splits
 from fmscale.corpus.steps import StepPlan, step_plan
 from fmscale.errors import ConfigError
@@ -20,8 +22,8 @@ from fmscale.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class RunData:
-    train: dict[str, Corpus]
-    """By name of source, with all generations that are published; the order says which chunks are read."""
+    train: dict[str, Readable]
+    """By name of source, all that is published; the order says which chunks, or blocks of packed rows, are read."""
     heldout: dict[str, Corpus]
     """Of the sources that the run began with, as they were then: what is evaluated never changes."""
     order: Order
@@ -34,9 +36,9 @@ class RunData:
     def tokenizer_path(self) -> Path:
         return next(iter(self.train.values())).tokenizer_path
 
-    def corpora(self, split: str) -> list[Corpus]:
+    def corpora(self, split: str) -> list[Readable]:
         """Of `split`, in the order's numbering of sources."""
-        of_split = self.train if split == "train" else self.heldout
+        of_split: Mapping[str, Readable] = self.train if split == "train" else self.heldout
         return [of_split[source.name] for source in self.order.sources if source.name in of_split]
 
     def edited(self, ledger: Ledger) -> RunData:
@@ -86,7 +88,7 @@ def begin_ledger(config: Config) -> None:
     """Write the ledger that a new run begins with; a run that has one keeps it."""
     path = config.run_dir / FILE_NAME
     if not path.exists():
-        corpora = {name: Corpus.open(source.corpus, "train") for name, source in config.data.sources.items()}
+        corpora = {name: readable(config, Corpus.open(source.corpus)) for name, source in config.data.sources.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         pin_generations(corpora, step_plan(config)).save(path)
 
@@ -101,7 +103,7 @@ def first_generation(ledger: Ledger, name: str) -> int:
     return pinned[-1] if pinned else 0
 
 
-def pin_generations(corpora: Mapping[str, Corpus], steps: StepPlan) -> Ledger:
+def pin_generations(corpora: Mapping[str, Readable], steps: StepPlan) -> Ledger:
     """The ledger a new run begins with: an entry at row 0 for each corpus that has grown before the run began."""
     ledger = Ledger()
     for name, corpus in sorted(corpora.items()):
@@ -125,13 +127,35 @@ def open_run_data(config: Config) -> RunData:
     ledger = Ledger.load(config.run_dir / FILE_NAME)
     lenient = config.data.bad_chunks == "quarantine"
     opened = {name: open_splits(path, lenient=lenient) for name, path in corpus_paths(config, ledger).items()}
-    train = {name: splits["train"] for name, splits in opened.items()}
+    train = {
+        name: readable(config, splits["train"], newest_generation(ledger, name)) for name, splits in opened.items()
+    }
     order = order_from_config(config, train, ledger)
     heldout = {
         source.name: opened[source.name]["heldout"].up_to(first_generation(ledger, source.name))
         for source in order.begun_with
     }
     return RunData(train=train, heldout=heldout, order=order)
+
+
+def readable(config: Config, corpus: Corpus, generation: int | None = None) -> Readable:
+    """What the rows of a source are read from: the corpus, or its packed rows up to `generation` (None: the newest).
+
+    Raises DataError where data.packing asks for a plan that is not there.
+    """
+    if config.data.packing == "concat":
+        return corpus
+    return Packed.open(corpus if generation is None else corpus.up_to(generation), config.data.seq_len)
+
+
+def newest_generation(ledger: Ledger, name: str) -> int:
+    """The newest generation of source `name` that any entry of the ledger reads; else 0."""
+    used = [
+        int(entry.payload["generation"])
+        for entry in ledger.entries
+        if entry.kind in ("generation", "source") and entry.payload["source"] == name
+    ]
+    return max(used, default=0)
 
 
 def corpus_paths(config: Config, ledger: Ledger) -> dict[str, str]:

@@ -1,9 +1,11 @@
 """The chunks of one generation of one split: mapped from its shards, verified at first use, refused with their names.
 
 A shard is mapped when a chunk of it is first asked for; a chunk's member is hashed when it is first asked for, and
-from then on it is a slice of the mapping: no copy, and one page cache for all readers of a machine. A mapping has one
-danger: a file that is cut after it was mapped kills whoever reads beyond its new end. So the size of the file is asked
-for at each use, and its pages at the first one, both of which say so with an error.
+from then on it is a slice of the mapping: no copy, and one page cache for all readers of a machine. A shard that is
+mapped again after others took its place is hashed again if it is another file by then.
+
+A mapping has one danger: a file that is cut after it was mapped kills whoever reads beyond its new end. So the size of
+the file is asked for at each use, and its pages at the first one, both of which say so with an error.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import hashlib
 import mmap
 import os
 import time
+from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -78,9 +81,10 @@ class Generation:
         self._index = index[chosen.first_chunk : chosen.first_chunk + chosen.chunks]
         self._dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
         self._count = chosen.chunk_tokens + 1
-        self._tokens_verified = bytearray(self.chunks)
-        self._docs_verified = bytearray(self.chunks)
-        self._mapped: dict[int, mmap.mmap] = {}
+        self._verified = {member: bytearray(self.chunks) for member in ("tokens", "docs")}
+        self._mapped: dict[int, _Mapping] = {}
+        self._files: dict[int, tuple[int, ...]] = {}
+        """What each shard's file was when it was last mapped: what is verified is verified of that one."""
 
     def check_shards(self) -> None:
         """Raises DataError unless all shards are there, have their sizes, and end in zeros."""
@@ -113,62 +117,64 @@ class Generation:
 
     def key(self, chunk: int) -> tuple[str, int]:
         """Task and ordinal in the chunk's webdataset key: ("train-00003", 17)."""
-        record = self._index[chunk]
-        view = self._map(chunk, int(record["shard"]), int(record["tokens_start"]))
-        at = int(record["start"])
+        at = int(self._index[chunk]["start"])
+        view = self._map(chunk).view
         name = view[at : at + 100].split(b"\0")[0].decode("ascii").split(".")[0]
         task, _, ordinal = name.rpartition("-")
         return task, int(ordinal)
 
     def tokens(self, chunk: int) -> npt.NDArray[np.unsignedinteger]:
-        record = self._index[chunk]
-        end = int(record["end"])
-        view = self._map(chunk, int(record["shard"]), end)
-        if not self._tokens_verified[chunk]:
-            self._verify(chunk, view, "tokens", int(record["tokens_start"]), end)
-            self._tokens_verified[chunk] = 1
-        return np.frombuffer(view, self._dtype, self._count, int(record["tokens_data"]))
+        mapping = self._map(chunk)
+        tokens = mapping.tokens.get(chunk)
+        if tokens is None:
+            record = self._index[chunk]
+            begin, end = int(record["tokens_start"]), int(record["end"])
+            self._verify(chunk, mapping.view, "tokens", begin, end)
+            tokens = np.frombuffer(mapping.view, self._dtype, self._count, int(record["tokens_data"]))
+            mapping.tokens[chunk] = tokens
+        return tokens
 
     def docs(self, chunk: int) -> npt.NDArray[np.void]:
+        mapping = self._map(chunk)
         record = self._index[chunk]
-        end = int(record["tokens_start"])
-        view = self._map(chunk, int(record["shard"]), end)
-        if not self._docs_verified[chunk]:
-            self._verify(chunk, view, "docs", int(record["start"]), end)
-            self._docs_verified[chunk] = 1
-        return np.frombuffer(view, DOC_DTYPE, int(record["documents"]), int(record["docs_data"]))
+        self._verify(chunk, mapping.view, "docs", int(record["start"]), int(record["tokens_start"]))
+        return np.frombuffer(mapping.view, DOC_DTYPE, int(record["documents"]), int(record["docs_data"]))
 
     def _verify(self, chunk: int, view: mmap.mmap, member: str, begin: int, end: int) -> None:
+        """Raises DamagedChunk unless bytes [begin, end) are as written; hashes them if they have not been yet."""
+        if self._verified[member][chunk]:
+            return
         started = time.perf_counter()
-        expected = self._index[chunk][f"{member}_hash"].tobytes()
         self._populate(chunk, view, begin, end)
+        expected = self._index[chunk][f"{member}_hash"].tobytes()
         with memoryview(view) as whole:
             found = region_hash(whole[begin:end])
         self.verify_s += time.perf_counter() - started
         if found != expected:
             what = f"its {member}, bytes {begin} to {end} of {self._path(chunk)}"
             raise self._damaged(chunk, what, f"xxh3_128 {expected.hex()}", found.hex())
+        self._verified[member][chunk] = 1
 
-    def _map(self, chunk: int, number: int, end: int) -> mmap.mmap:
-        """The mapping of a shard that has at least `end` bytes, which `chunk` needs.
-
-        The size is asked for again at each use, because a read of a mapping beyond the file's end kills the process.
-        """
-        view = self._mapped.get(number)
-        if view is None:
-            view = self._open(chunk, number)
+    def _map(self, chunk: int) -> _Mapping:
+        """The mapping of the chunk's shard, which has all bytes up to the chunk's end."""
+        number = bisect_right(self.ends, chunk)
+        mapping = self._mapped.get(number)
+        if mapping is None:
+            mapping = _Mapping(self._open(chunk, number))
             while len(self._mapped) >= _MAPPED_SHARDS:
                 self._mapped.pop(next(iter(self._mapped)), None)  # arrays handed out keep their mapping alive
-            self._mapped[number] = view
-        if (size := min(view.size(), len(view))) < end:
-            raise self._cut_short(chunk, f"{size} bytes", end)
-        return view
+            self._mapped[number] = mapping
+        size = mapping.view.size()
+        if size < self.shards[number].bytes and (held := min(size, len(mapping.view))) < self._index[chunk]["end"]:
+            raise self._cut_short(chunk, f"{held} bytes")
+        return mapping
 
     def _open(self, chunk: int, number: int) -> mmap.mmap:
-        path = self.directory / self.manifest.shards[number].file
+        path = self._path(chunk)
         try:
             with path.open("rb") as file:
-                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                state = os.fstat(file.fileno())
         except FileNotFoundError:
             raise self._cut_short(chunk, "no such file") from None
         except ValueError:  # an empty file cannot be mapped
@@ -177,6 +183,14 @@ class Generation:
             if error.errno == errno.EIO:
                 raise self._cut_short(chunk, os.strerror(errno.EIO)) from error
             raise _unreadable(path, error) from error
+        identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+        if self._files.setdefault(number, identity) != identity:
+            self._files[number] = identity
+            for chunks in self._verified.values():
+                chunks[self.ends[number] - self.shards[number].chunks : self.ends[number]] = bytes(
+                    self.shards[number].chunks
+                )
+        return view
 
     def _populate(self, chunk: int, view: mmap.mmap, begin: int, end: int) -> None:
         """Have the kernel read the bytes now: a file cut meanwhile, or a bad sector, is an error here, else a kill."""
@@ -185,17 +199,25 @@ class Generation:
             view.madvise(_MADV_POPULATE_READ, page, end - page)
         except OSError as error:
             if error.errno != errno.EINVAL:  # a kernel that does not know it
-                raise self._cut_short(chunk, f"{view.size()} bytes: {error.strerror}", end) from error
+                raise self._cut_short(chunk, f"{view.size()} bytes: {error.strerror}") from error
 
     def _path(self, chunk: int) -> Path:
-        return self.directory / self.manifest.shards[int(self._index[chunk]["shard"])].file
+        return self.directory / self.shards[bisect_right(self.ends, chunk)].file
 
-    def _cut_short(self, chunk: int, found: str, end: int = 0) -> DamagedChunk:
+    def _cut_short(self, chunk: int, found: str) -> DamagedChunk:
         what = f"its shard {self._path(chunk)} is cut short or missing"
-        return self._damaged(chunk, what, f"at least {end or int(self._index[chunk]['end'])} bytes", found)
+        return self._damaged(chunk, what, f"at least {int(self._index[chunk]['end'])} bytes", found)
 
     def _damaged(self, chunk: int, what: str, expected: str, found: str) -> DamagedChunk:
         return DamagedChunk(self.split, self.first + chunk, self._corpus, self._path(chunk), what, expected, found)
+
+
+class _Mapping:
+    """A mapped shard, and the tokens of those of its chunks that were verified: they go when it goes."""
+
+    def __init__(self, view: mmap.mmap) -> None:
+        self.view = view
+        self.tokens: dict[int, npt.NDArray[np.unsignedinteger]] = {}
 
 
 def check_tokenizer(directory: Path, manifest: Manifest) -> None:

@@ -210,9 +210,6 @@ def test_a_shard_cut_after_opening_is_refused(small: Path) -> None:
 
 def test_a_file_cut_between_its_size_and_its_use_is_no_kill(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Corpus.open(small)
-    monkeypatch.setattr(
-        generation_module.Generation, "_map", lambda self, chunk, number, end: self._open(chunk, number)
-    )
     populate = generation_module.Generation._populate
 
     def cut_first(*arguments: Any) -> None:
@@ -314,6 +311,22 @@ def test_arrays_outlive_their_mapping_in_the_cache(tmp_path: Path, monkeypatch: 
     held = [opened.tokens(chunk) for chunk in range(opened.chunks)]
     copies = [tokens.tolist() for tokens in held]
     assert copies == [opened.tokens(chunk).tolist() for chunk in range(opened.chunks)]
+
+
+def test_a_shard_that_became_another_file_is_hashed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "SHARD_CHUNKS", 2)
+    monkeypatch.setattr(generation_module, "_MAPPED_SHARDS", 1)
+    corpus(tmp_path, texts(20), chunk_tokens=32)
+    opened = Corpus.open(tmp_path, verify_all=True)
+    held, shard = opened.tokens(1), tmp_path / "train-00000.tar"
+    damaged = shard.read_bytes().replace(held.tobytes(), bytes(held.nbytes))
+    (tmp_path / "aside").write_bytes(damaged)
+    (tmp_path / "aside").rename(shard)
+    assert opened.tokens(1).tolist() == held.tolist(), "still the file that was verified"
+    opened.tokens(2)  # its shard takes the other one's place
+    opened.tokens(0)
+    with pytest.raises(DamagedChunk, match="chunk 1 is damaged"):
+        opened.tokens(1)
 
 
 def test_a_wide_vocabulary_is_uint32_from_the_writer_to_the_batch(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Build a packing plan: pieces of documents, best-fit into rows, rows into blocks, published by plan.json.
 
-Rows are filled within groups of successive chunks of about GROUP_TOKENS tokens: a row's chunks are then in the page
-cache together, and memory holds one group, whatever the corpus' size. A row is as early in the plan as its first piece
-is in the corpus. A killed build is done again and ends in the same bytes.
+Rows are filled within groups of successive chunks, GROUP_ROWS at least: a block's rows are then read from few chunks,
+and memory holds one group, whatever the corpus' size. A row is as early in the plan as its first piece in the corpus.
+Only document tables are read. A killed build is done again and ends in the same bytes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from fmscale.corpus.packing_plan import (
 from fmscale.corpus.shards import Corpus
 from fmscale.errors import DataError
 
-GROUP_TOKENS = 1 << 24
+GROUP_ROWS = 2048
+"""Padding against spread: see the table in docs/formats.md."""
 BLOCK_TOKENS = 1 << 20
 MIN_BLOCKS = 64
 """Small corpora have blocks of fewer rows, so that there are this many to shuffle."""
@@ -46,12 +47,12 @@ def pack(
     corpus: Corpus,
     row_tokens: int,
     advance: Callable[[int], None] = lambda token_bytes: None,
-    group_tokens: int = GROUP_TOKENS,
+    group_rows: int = GROUP_ROWS,
 ) -> Packed:
     """The plan for rows of `row_tokens` of `corpus`: opened if it is there already, else built, published and opened.
 
-    advance: told the bytes of each chunk's tokens when it has been dealt with. group_tokens: part of what the plan
-    depends on; other values than the default are for tests and measurements.
+    advance: told the bytes of each chunk's tokens when it has been dealt with. group_rows: the plan depends
+    on it; other values than the default are for tests and measurements.
     Raises DataError: rows longer than chunks, no chunk at all, a plan there that is damaged or of another corpus.
     """
     directory = plan_directory(corpus, row_tokens)
@@ -74,7 +75,7 @@ def pack(
     directory.mkdir(exist_ok=True)
     durable.fsync_directory(corpus.path)
     try:
-        plan = _build(corpus, row_tokens, directory, advance, group_tokens)
+        plan = _build(corpus, row_tokens, directory, advance, group_rows)
         durable.publish_new(directory / MARKER, plan.render())
     except (FileExistsError, FileNotFoundError):
         if not (directory / MARKER).exists():  # else another process published the same, and cleared away our files
@@ -87,7 +88,8 @@ def pack(
 def report(plan: PackingPlan) -> dict[str, str]:
     """What a plan is like, in words for a table."""
     cut = plan.cut_long + plan.cut_at_ends
-    sizes = "; ".join(f"{rows:,} of {_span(int(most))}" for most, rows in plan.rows_by_pieces.items())
+    by_pieces = sorted((int(most), rows) for most, rows in plan.rows_by_pieces.items())
+    sizes = "; ".join(f"{rows:,} of {_span(most)}" for most, rows in by_pieces)
     return {
         "tokens": f"{plan.tokens:,} of {plan.documents:,} documents",
         "rows": f"{plan.rows:,} of {plan.row_tokens:,} tokens",
@@ -125,11 +127,11 @@ def fill_rows(pieces: Spans, row_tokens: int) -> tuple[Spans, I64]:
 
 
 def _build(
-    corpus: Corpus, row_tokens: int, directory: Path, advance: Callable[[int], None], group_tokens: int
+    corpus: Corpus, row_tokens: int, directory: Path, advance: Callable[[int], None], group_rows: int
 ) -> PackingPlan:
     tokens = corpus.chunks * corpus.chunk_tokens
     rows_per_block = _power_of_two(min(BLOCK_TOKENS // row_tokens, tokens // row_tokens // MIN_BLOCKS))
-    groups = max(1, corpus.chunks // -(-group_tokens // corpus.chunk_tokens))
+    groups = max(1, corpus.chunks // -(-group_rows * row_tokens // corpus.chunk_tokens))
     counts: Counter[str] = Counter()
     by_pieces: Counter[int] = Counter()
     temporary = durable.temporary_name(directory / PLAN_FILE)

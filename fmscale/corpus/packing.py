@@ -36,7 +36,7 @@ from fmscale.corpus.packing_plan import (
 from fmscale.corpus.shards import Corpus
 from fmscale.errors import DataError
 
-_VIEWS = 64
+_VIEWS = 128
 """Chunks and blocks whose arrays are kept at hand; making one costs as much as reading two pieces."""
 
 

@@ -178,13 +178,13 @@ def test_rows_and_counts_are_those_of_the_book(tasks: list[list[int]], row_token
 
 
 @settings(max_examples=15, deadline=None)
-@given(tasks=documents, row_tokens=st.integers(1, 32), group_chunks=st.integers(1, 4))
-def test_groups_cut_nothing_and_lose_nothing(tasks: list[list[int]], row_tokens: int, group_chunks: int) -> None:
+@given(tasks=documents, row_tokens=st.integers(1, 32), group_rows=st.integers(1, 20))
+def test_groups_cut_nothing_and_lose_nothing(tasks: list[list[int]], row_tokens: int, group_rows: int) -> None:
     assume(sum(map(sum, tasks)) > 40)
     with TemporaryDirectory() as directory:
         document_corpus(Path(directory) / "c", tasks, chunk_tokens=32)
         corpus = Corpus.open(Path(directory) / "c")
-        packed = pack(corpus, row_tokens, group_tokens=32 * group_chunks)
+        packed = pack(corpus, row_tokens, group_rows=group_rows)
         found: Counter[tuple[int, ...]] = Counter()
         for tokens, starts, there in read_all(packed):
             assert there > row_tokens or sum(tokens[there:]) == 0
@@ -201,7 +201,7 @@ def test_groups_cut_nothing_and_lose_nothing(tasks: list[list[int]], row_tokens:
 def test_a_document_longer_than_many_groups(tmp_path: Path) -> None:
     make_corpus(tmp_path / "c", chunks=9, chunk_tokens=64)
     corpus = Corpus.open(tmp_path / "c")
-    packed = pack(corpus, 24, group_tokens=64)
+    packed = pack(corpus, 24, group_rows=2)
     stream = [*(token for chunk in range(9) for token in corpus.tokens(chunk)[:-1]), corpus.tokens(8)[-1]]
     assert [row for row, _, _ in read_all(packed)] == [stream[at : at + 25] for at in range(0, 576, 24)]
     assert (packed.plan.documents, packed.plan.cut_long, packed.plan.padding_tokens) == (1, 1, 0)
@@ -237,12 +237,12 @@ def test_the_same_input_gives_the_same_bytes_also_after_a_kill(tmp_path: Path) -
     tasks = [rng.integers(1, 60, 400).tolist()]
     document_corpus(tmp_path / "a", tasks)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    pack(Corpus.open(tmp_path / "a"), ROW, group_tokens=64)
+    pack(Corpus.open(tmp_path / "a"), ROW, group_rows=2)
     expected = files(plan_directory(Corpus.open(tmp_path / "a"), ROW))
     directory = plan_directory(Corpus.open(tmp_path / "b"), ROW)
     script = (
         "import sys; from fmscale.corpus.shards import Corpus; from data_pipeline.pack import pack\n"
-        f"pack(Corpus.open(sys.argv[1]), {ROW}, lambda done: print(done, flush=True), group_tokens=64)"
+        f"pack(Corpus.open(sys.argv[1]), {ROW}, lambda done: print(done, flush=True), group_rows=2)"
     )
     for chunks in (1, 70):
         command = [sys.executable, "-c", script, str(tmp_path / "b")]
@@ -255,11 +255,22 @@ def test_the_same_input_gives_the_same_bytes_also_after_a_kill(tmp_path: Path) -
         assert list(files(directory)) == [name for name in files(directory) if name.endswith(".tmp")] != []
         with pytest.raises(DataError, match="found: an unfinished plan"):
             Packed.open(Corpus.open(tmp_path / "b"), ROW)
-    pack(Corpus.open(tmp_path / "b"), ROW, group_tokens=64)
+    pack(Corpus.open(tmp_path / "b"), ROW, group_rows=2)
     assert files(directory) == expected
     (directory / "plan.json").unlink()  # killed just before the marker
-    pack(Corpus.open(tmp_path / "b"), ROW, group_tokens=64)
+    pack(Corpus.open(tmp_path / "b"), ROW, group_rows=2)
     assert files(directory) == expected
+
+
+def test_two_builds_at_once_both_end_well(path: Path) -> None:
+    script = "import sys; from launcher.cli_data import data_app; data_app(sys.argv[1:])"
+    command = [sys.executable, "-c", script, "pack", str(path), "--row-tokens", str(ROW)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    for process in both:
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, said
+    assert sorted(files(plan_directory(Corpus.open(path), ROW))) == ["index.bin", "plan.bin", "plan.json"]
+    assert survey(path).damage == survey(path).foreign == ()
 
 
 # --------------------------------------------------------------------------------------------- faults

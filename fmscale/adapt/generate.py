@@ -52,7 +52,10 @@ def sample(
     Each token costs a forward over all before it: right for a look at a model, not for serving one.
     """
     generator = torch.Generator().manual_seed(seed)
-    ids = [tokenizer.eos_id, *tokenizer.encode(prompt)]  # rows follow the EOS of the document before
+    ids = tokenizer.encode(prompt)
+    begun = not ids or model.config.attention == "causal"
+    if begun:  # rows follow the EOS of the document before; where attention is bounded by documents, nothing does
+        ids = [tokenizer.eos_id, *ids]
     for _ in range(tokens):
         logits_V = model(torch.tensor([ids]))[0, -1, : tokenizer.vocab_size].float()
         best = logits_V.topk(min(top_k, tokenizer.vocab_size))
@@ -61,4 +64,4 @@ def sample(
         if token == tokenizer.eos_id:
             break
         ids.append(token)
-    return tokenizer.decode(ids[1:])
+    return tokenizer.decode(ids[begun:])

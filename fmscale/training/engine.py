@@ -66,11 +66,13 @@ class Engine(Protocol):
         """One optimizer step. batch: this rank's share of a global batch, a whole number of micro-batches, padding
         rows among them; `batch.targets` counts the targets of the global batch.
 
+        Rows and sequence length may be others than at the step before, but are the same on every rank.
+
         A gradient that is not finite updates nothing: `grad_norm` is infinite, `optimizer_steps` stays, and the caller
         decides."""
 
     def eval_batch(self, batch: Batch) -> float:
-        """Sum of the loss over this global batch's targets / `batch.targets`; the same on every rank."""
+        """Sum of the loss over this global batch's targets / `batch.targets`; the same on every rank. Of any shape."""
 
     def fragments(self) -> Iterator[Fragment]:
         """What this rank owns. Over all ranks every (param, kind) is covered exactly once; the order is fixed."""

@@ -143,6 +143,7 @@ documents = st.lists(
 # --------------------------------------------------------------------------------------------- laws
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_best_fit_is_that_of_the_book(data: st.DataObject) -> None:
     capacity = data.draw(st.integers(1, 40))
@@ -242,13 +243,15 @@ def test_the_same_input_gives_the_same_bytes_also_after_a_kill(tmp_path: Path) -
     directory = plan_directory(Corpus.open(tmp_path / "b"), ROW)
     script = (
         "import sys; from fmscale.corpus.shards import Corpus; from data_pipeline.pack import pack\n"
-        f"pack(Corpus.open(sys.argv[1]), {ROW}, lambda done: print(done, flush=True), group_rows=2)"
+        f"pack(Corpus.open(sys.argv[1]), {ROW}, lambda done: print(done, flush=True) or input(), group_rows=2)"
     )
     for chunks in (1, 70):
         command = [sys.executable, "-c", script, str(tmp_path / "b")]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdin
             assert process.stdout
-            for _ in range(chunks):
+            print("go on\n" * chunks, end="", file=process.stdin, flush=True)
+            for _ in range(chunks + 1):
                 assert process.stdout.readline() == "128\n"
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
@@ -280,8 +283,9 @@ def files(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(directory.iterdir())}
 
 
-def test_a_flipped_or_missing_byte_anywhere_is_refused(path: Path) -> None:
-    corpus = Corpus.open(path)
+def test_a_flipped_or_missing_byte_anywhere_is_refused(tmp_path: Path) -> None:
+    document_corpus(tmp_path, [[40, 7, 90, 3, 60, 20, 80]], chunk_tokens=128)
+    corpus = Corpus.open(tmp_path)
     packed = pack(corpus, ROW)
     clean = read_all(packed)
     for name, content in files(packed.directory).items():

@@ -1,17 +1,22 @@
 """A run's progress in the terminal that started it, followed from the run's own files.
 
-The driver reads what rank 0 appends to metrics.jsonl and eval.jsonl: whatever is shown has been written down first.
+The driver reads what rank 0 appends to metrics.jsonl, eval.jsonl and events.jsonl: whatever is shown has been written
+down first.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from fmscale.config import Config
+from fmscale.corpus.quarantine import Lost
+from fmscale.observe.events import EVENT_FILE
 from fmscale.observe.metrics import EVAL_FILE, STEP_FILE
 from fmscale.observe.sinks import ConsoleSink, Sinks
 
@@ -20,12 +25,16 @@ class Follower:
     """Feeds new lines of a run to the console; lines from before it was made are skipped."""
 
     def __init__(self, config: Config) -> None:
-        console = ConsoleSink(total_steps=config.train.steps, every_steps=config.logging.console_every_steps)
-        self.console = Sinks([console])  # a terminal that is gone ends no run
-        self._files = [_Tail(config.run_dir / STEP_FILE), _Tail(config.run_dir / EVAL_FILE)]
+        self._terminal = ConsoleSink(total_steps=config.train.steps, every_steps=config.logging.console_every_steps)
+        self.console = Sinks([self._terminal])  # a terminal that is gone ends no run
+        self._files = [_Tail(config.run_dir / name) for name in (STEP_FILE, EVAL_FILE, EVENT_FILE)]
 
     def update(self) -> None:
-        steps, evals = self._files
+        steps, evals, events = self._files
+        for event in events.new_lines():
+            if (text := _remark(event)) is not None:
+                with contextlib.suppress(OSError):
+                    self._terminal.note(text)
         for line in steps.new_lines():
             self.console.step(line)
         for line in evals.new_lines():
@@ -39,6 +48,14 @@ class Follower:
     ) -> None:
         self.update()
         self.console.close()
+
+
+def _remark(event: dict[str, Any]) -> str | None:
+    """What an event tells the person at the terminal, if anything."""
+    if event.get("kind") == "quarantine":
+        values = {field.name: event[field.name] for field in fields(Lost)}
+        return str(Lost(**{**values, "rows": tuple(values["rows"])}))
+    return str(event["text"]) if event.get("kind") == "remark" else None
 
 
 class _Tail:

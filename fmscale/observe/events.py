@@ -19,6 +19,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+EVENT_FILE = "events.jsonl"
+
 _log = logging.getLogger("fmscale.records")
 
 
@@ -102,7 +104,7 @@ class EventLog:
     """Appends to RUN/events.jsonl."""
 
     def __init__(self, run_dir: Path) -> None:
-        self._lines = JsonLines(run_dir / "events.jsonl")
+        self._lines = JsonLines(run_dir / EVENT_FILE)
         self._origin = {"host": socket.gethostname(), "pid": os.getpid()}
 
     def write(self, kind: str, **fields: Any) -> None:
@@ -131,7 +133,7 @@ class EventLog:
 
 def read_events(run_dir: Path) -> list[dict[str, Any]]:
     """All events of a run in file order."""
-    return read_lines(run_dir / "events.jsonl")
+    return read_lines(run_dir / EVENT_FILE)
 
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

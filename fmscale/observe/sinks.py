@@ -85,6 +85,10 @@ class ConsoleSink:
         text = f"step {line['step']}/{self._total}  held-out loss {line['heldout_loss']:.4f}"
         self._print(text + (f"  {bits:.4f} bits/byte" if bits is not None else ""))
 
+    def note(self, text: str) -> None:
+        """A line between the others."""
+        self._print(text)
+
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()

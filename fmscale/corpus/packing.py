@@ -6,7 +6,7 @@
 A row is up to U tokens of pieces one after another, a piece being a document or a part of one that is longer than U; if
 the row is full and its last document goes on, the token that follows stands behind, as a label. R rows are a block: to
 the order of rows, a plan is a source of `chunks` blocks of R * U tokens. Files and fields: docs/formats.md.
-What is read is verified first: the index at opening, a block of the plan at its first use, chunks as `Corpus` does it.
+What is read is verified first: the index at opening, a block of the plan when it is read, chunks as `Corpus` does it.
 Choose concatenate-and-slice, which needs no plan and has no padding, where documents are much longer than rows.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ from fmscale.corpus.packing_plan import (
 from fmscale.corpus.shards import Corpus
 from fmscale.errors import DataError
 
-_VIEWS = 128
-"""Chunks and blocks whose arrays are kept at hand; making one costs as much as reading two pieces."""
+_BLOCKS = 256
+"""Blocks of the plan that are kept in memory: some tens of KB each, more than windows have as a rule."""
 
 
 class Packed:
@@ -57,10 +58,9 @@ class Packed:
         if (found := hashlib.sha256(index).hexdigest()) != plan.index_sha256:
             raise damaged(directory / INDEX_FILE, f"sha256 {plan.index_sha256[:16]}...", f"sha256 {found[:16]}...")
         self._index = np.frombuffer(index, BLOCK_DTYPE)
-        self._plan = _map(directory / PLAN_FILE, plan.plan_bytes)
-        self._verified = bytearray(plan.blocks)
+        _check_size(directory / PLAN_FILE, plan.plan_bytes)
+        self._plan = (directory / PLAN_FILE).open("rb", buffering=0)
         self._opened: dict[int, tuple[npt.NDArray[np.uint32], npt.NDArray[np.void]]] = {}
-        self._chunks: dict[int, npt.NDArray[np.unsignedinteger]] = {}
 
     @staticmethod
     def open(corpus: Corpus, row_tokens: int) -> Packed:
@@ -134,14 +134,15 @@ class Packed:
         if out_starts is not None:
             out_starts[:] = False
         at = 0
+        chunks: dict[int, npt.NDArray[np.unsignedinteger]] = {}  # of this row: whoever keeps one longer misses a cut
         for chunk, start, length in pieces[first:last].tolist():
             if out_starts is not None:
                 out_starts[at] = True
             end = at + length
             while True:
-                tokens = self._chunks.get(chunk)
+                tokens = chunks.get(chunk)
                 if tokens is None:
-                    tokens = self._open_chunk(chunk)
+                    tokens = chunks[chunk] = self.corpus.tokens(chunk)
                 part = tokens[start : start + end - at]  # ends with the chunk, whose last token is the next one's first
                 out_tokens[at : at + len(part)] = part
                 at += len(part)
@@ -160,33 +161,28 @@ class Packed:
         assert 0 <= block < self.blocks, f"block {block} of {self.blocks}"
         record = self._index[block]
         start, count, rows = int(record["start"]), int(record["pieces"]), self.rows_per_block
-        bounds = np.frombuffer(self._plan, "<u4", rows + 1, start)
-        pieces = np.frombuffer(self._plan, PIECE_DTYPE, count, start + bounds.nbytes)
-        if not self._verified[block]:
-            end = start + bounds.nbytes + pieces.nbytes
-            with memoryview(self._plan) as whole:
-                found = xxhash.xxh3_128_digest(whole[start:end])
-            if found != record["hash"].tobytes():
-                what = f"xxh3_128 {record['hash'].tobytes().hex()} of bytes {start} to {end}, block {block}"
-                raise damaged(self.directory / PLAN_FILE, what, found.hex())
-            self._verified[block] = 1
-        if len(self._opened) >= _VIEWS:
+        size = 4 * (rows + 1) + count * PIECE_DTYPE.itemsize
+        # Read, not mapped: a file that is cut while it is mapped kills its readers. So each reading is hashed.
+        raw = os.pread(self._plan.fileno(), size, start)
+        expected, found = record["hash"].tobytes(), xxhash.xxh3_128_digest(raw)
+        if found != expected:
+            what = f"xxh3_128 {expected.hex()} of bytes {start} to {start + size}, block {block}"
+            raise damaged(self.directory / PLAN_FILE, what, found.hex())
+        opened = np.frombuffer(raw, "<u4", rows + 1), np.frombuffer(raw, PIECE_DTYPE, count, 4 * (rows + 1))
+        if len(self._opened) >= _BLOCKS:
             self._opened = {}
-        self._opened[block] = bounds, pieces
-        return bounds, pieces
-
-    def _open_chunk(self, chunk: int) -> npt.NDArray[np.unsignedinteger]:
-        tokens = self.corpus.tokens(chunk)
-        if len(self._chunks) >= _VIEWS:
-            self._chunks = {}
-        self._chunks[chunk] = tokens
-        return tokens
+        self._opened[block] = opened
+        return opened
 
 
 def _map(path: Path, size: int) -> mmap.mmap:
     """The file's bytes. Raises DataError unless it has `size` of them."""
+    _check_size(path, size)
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _check_size(path: Path, size: int) -> None:
     found = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
     if found != f"{size} bytes":
         raise damaged(path, f"{size} bytes", found)
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

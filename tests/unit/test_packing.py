@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -321,6 +322,13 @@ def test_a_damaged_block_is_refused_when_read_and_listed_by_verify(path: Path) -
         opened.read_row(opened.blocks - 1, 0, out)
     (line,) = survey(path).damage
     assert "plan.bin is damaged" in line
+
+
+def test_a_plan_cut_after_opening_is_refused(path: Path) -> None:
+    packed = pack(Corpus.open(path), ROW)
+    os.truncate(packed.directory / "plan.bin", 20)
+    with pytest.raises(DataError, match=r"plan\.bin is damaged"):
+        read_all(packed)
 
 
 def test_files_that_are_missing(path: Path) -> None:

@@ -39,19 +39,30 @@ def prepare(settings: Settings) -> None:
 
 
 @data_app.command()
-def verify(corpus: Path) -> None:
-    """Read every byte of a corpus and compare it with its hashes."""
+def verify(
+    corpus: Path,
+    repair_report: Annotated[Path | None, typer.Option(help="Write what is damaged and lost as JSON here.")] = None,
+) -> None:
+    """Read every byte of a corpus and compare it with its hashes; tell what is lost, and how to go on."""
     from data_pipeline.progress import progress
+    from fmscale import durable
+    from fmscale.corpus import repair
     from fmscale.corpus.shards import manifests
     from fmscale.corpus.verify import survey
 
     total = sum(shard.bytes for _, manifest in manifests(corpus) for shard in manifest.shards)
     with progress("verify", total) as advance:
         report = survey(corpus, advance)
-    for line in report.damage:
-        typer.echo(f"damaged: {line}")
-    for line in report.foreign:
-        typer.echo(f"foreign, ignored when reading: {line}")
+    for damage in report.damage:
+        typer.echo(f"damaged: {damage}")
+    for foreign in report.foreign:
+        typer.echo(f"foreign, ignored when reading: {foreign}")
+    repairs = repair.repair_report(corpus, report)
+    for line in repair.summary(repairs):
+        typer.echo(line)
+    if repair_report:
+        durable.replace(repair_report, json.dumps(repairs, indent=2).encode() + b"\n")
+        typer.echo(f"repair report: {repair_report}")
     report.check()
     typer.echo(f"{corpus}: {report}")
 

@@ -61,8 +61,9 @@ def corpus(
     chunk_tokens: int = 64,
     tasks: int = 2,
     parent: Manifest | None = None,
+    inputs: Sequence[str] = ("words",),
 ) -> Manifest:
-    """Publish a corpus; its training documents are cut by `tasks` tasks, their tails by one more."""
+    """Publish a corpus; its training documents are cut by `tasks` tasks, an input each, their tails by one more."""
     work = directory / ".work"
     work.mkdir(parents=True, exist_ok=True)
     parts: list[Part] = []
@@ -85,7 +86,7 @@ def corpus(
         left_over=left_over,
         recipe={"heldout": "the last documents"},
         counts={"in": len(train_documents) + len(heldout_documents), "dropped": {}},
-        inputs=[{"path": "words", "bytes": 0, "hash": ""}],
+        inputs=[{"path": path, "bytes": 0, "hash": ""} for path in inputs],
         parent=parent,
     )
     for path in work.iterdir():

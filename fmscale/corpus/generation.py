@@ -18,7 +18,7 @@ import time
 from bisect import bisect_right
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,9 @@ from fmscale.corpus.index import region_hash
 from fmscale.corpus.manifest import TOKENIZER_FILE, Manifest, Shard
 from fmscale.errors import DataError
 
+Member = Literal["docs", "tokens"]
+MEMBERS: tuple[Member, ...] = ("docs", "tokens")
+"""Of a chunk, in their order in a shard."""
 _MADV_POPULATE_READ = 22
 """Linux 5.14 and later: maps pages now, and says so with an error, not a signal, where there are none."""
 _MAPPED_SHARDS = 256
@@ -81,7 +84,7 @@ class Generation:
         self._index = index[chosen.first_chunk : chosen.first_chunk + chosen.chunks]
         self._dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
         self._count = chosen.chunk_tokens + 1
-        self._verified = {member: bytearray(self.chunks) for member in ("tokens", "docs")}
+        self._verified = {member: bytearray(self.chunks) for member in MEMBERS}
         self._mapped: dict[int, _Mapping] = {}
         self._files: dict[int, tuple[int, ...]] = {}
         """What each shard's file was when it was last mapped: what is verified is verified of that one."""
@@ -118,45 +121,49 @@ class Generation:
     def key(self, chunk: int) -> tuple[str, int]:
         """Task and ordinal in the chunk's webdataset key: ("train-00003", 17)."""
         at = int(self._index[chunk]["start"])
-        view = self._map(chunk).view
+        view = self._map(chunk, "tokens_start").view
         name = view[at : at + 100].split(b"\0")[0].decode("ascii").split(".")[0]
         task, _, ordinal = name.rpartition("-")
         return task, int(ordinal)
+
+    def region(self, chunk: int, member: Member) -> tuple[int, int, str]:
+        """First byte of a member in its shard, first byte after it, and the hash in between, in hex."""
+        record = self._index[chunk]
+        begin, end = ("start", "tokens_start") if member == "docs" else ("tokens_start", "end")
+        return int(record[begin]), int(record[end]), record[f"{member}_hash"].tobytes().hex()
 
     def tokens(self, chunk: int) -> npt.NDArray[np.unsignedinteger]:
         mapping = self._map(chunk)
         tokens = mapping.tokens.get(chunk)
         if tokens is None:
-            record = self._index[chunk]
-            begin, end = int(record["tokens_start"]), int(record["end"])
-            self._verify(chunk, mapping.view, "tokens", begin, end)
-            tokens = np.frombuffer(mapping.view, self._dtype, self._count, int(record["tokens_data"]))
+            self._verify(chunk, mapping.view, "tokens")
+            tokens = np.frombuffer(mapping.view, self._dtype, self._count, int(self._index[chunk]["tokens_data"]))
             mapping.tokens[chunk] = tokens
         return tokens
 
     def docs(self, chunk: int) -> npt.NDArray[np.void]:
-        mapping = self._map(chunk)
+        mapping = self._map(chunk, "tokens_start")
+        self._verify(chunk, mapping.view, "docs")
         record = self._index[chunk]
-        self._verify(chunk, mapping.view, "docs", int(record["start"]), int(record["tokens_start"]))
         return np.frombuffer(mapping.view, DOC_DTYPE, int(record["documents"]), int(record["docs_data"]))
 
-    def _verify(self, chunk: int, view: mmap.mmap, member: str, begin: int, end: int) -> None:
-        """Raises DamagedChunk unless bytes [begin, end) are as written; hashes them if they have not been yet."""
+    def _verify(self, chunk: int, view: mmap.mmap, member: Member) -> None:
+        """Raises DamagedChunk unless the member is as written; hashes it if it has not been yet."""
         if self._verified[member][chunk]:
             return
         started = time.perf_counter()
+        begin, end, expected = self.region(chunk, member)
         self._populate(chunk, view, begin, end)
-        expected = self._index[chunk][f"{member}_hash"].tobytes()
         with memoryview(view) as whole:
-            found = region_hash(whole[begin:end])
+            found = region_hash(whole[begin:end]).hex()
         self.verify_s += time.perf_counter() - started
         if found != expected:
-            what = f"its {member}, bytes {begin} to {end} of {self._path(chunk)}"
-            raise self._damaged(chunk, what, f"xxh3_128 {expected.hex()}", found.hex())
+            what = f"its {member}, bytes {begin} to {end} of {self.path(chunk)}"
+            raise self._damaged(chunk, what, f"xxh3_128 {expected}", found)
         self._verified[member][chunk] = 1
 
-    def _map(self, chunk: int) -> _Mapping:
-        """The mapping of the chunk's shard, which has all bytes up to the chunk's end."""
+    def _map(self, chunk: int, until: Literal["tokens_start", "end"] = "end") -> _Mapping:
+        """The mapping of the chunk's shard, which has all bytes up to that place of the chunk."""
         number = bisect_right(self.ends, chunk)
         mapping = self._mapped.get(number)
         if mapping is None:
@@ -164,13 +171,13 @@ class Generation:
             while len(self._mapped) >= _MAPPED_SHARDS:
                 self._mapped.pop(next(iter(self._mapped)), None)  # arrays handed out keep their mapping alive
             self._mapped[number] = mapping
-        size = mapping.view.size()
-        if size < self.shards[number].bytes and (held := min(size, len(mapping.view))) < self._index[chunk]["end"]:
+        held = min(mapping.view.size(), len(mapping.view))
+        if held < self.shards[number].bytes and held < self._index[chunk][until]:
             raise self._cut_short(chunk, f"{held} bytes")
         return mapping
 
     def _open(self, chunk: int, number: int) -> mmap.mmap:
-        path = self._path(chunk)
+        path = self.path(chunk)
         try:
             with path.open("rb") as file:
                 view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -201,15 +208,16 @@ class Generation:
             if error.errno != errno.EINVAL:  # a kernel that does not know it
                 raise self._cut_short(chunk, f"{view.size()} bytes: {error.strerror}") from error
 
-    def _path(self, chunk: int) -> Path:
+    def path(self, chunk: int) -> Path:
+        """The shard that holds a chunk."""
         return self.directory / self.shards[bisect_right(self.ends, chunk)].file
 
     def _cut_short(self, chunk: int, found: str) -> DamagedChunk:
-        what = f"its shard {self._path(chunk)} is cut short or missing"
+        what = f"its shard {self.path(chunk)} is cut short or missing"
         return self._damaged(chunk, what, f"at least {int(self._index[chunk]['end'])} bytes", found)
 
     def _damaged(self, chunk: int, what: str, expected: str, found: str) -> DamagedChunk:
-        return DamagedChunk(self.split, self.first + chunk, self._corpus, self._path(chunk), what, expected, found)
+        return DamagedChunk(self.split, self.first + chunk, self._corpus, self.path(chunk), what, expected, found)
 
 
 class _Mapping:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ import numpy.typing as npt
 
 from fmscale.corpus import packing_plan
 from fmscale.corpus.generation import Generation, check_tokenizer
-from fmscale.corpus.index import read_index
-from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Shard
+from fmscale.corpus.index import content_hash, read_index
+from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Manifest, Shard
 from fmscale.corpus.packing import Packed
 from fmscale.corpus.shards import Corpus, manifests
 from fmscale.errors import DataError
@@ -22,17 +23,37 @@ from fmscale.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
+class Damage:
+    """A file, or one chunk of it, that is not as it was written."""
+
+    what: str
+    """In one line, with the file's name in it."""
+    file: Path
+    split: str = ""
+    """Of its chunks; empty for a file that holds none."""
+    chunks: tuple[int, ...] = ()
+    """Numbers in the Corpus of the split: those that cannot be used."""
+
+    def __str__(self) -> str:
+        if len(self.chunks) < 2:
+            return self.what
+        return f"{self.what}; lost with it: {self.split} chunks {number_ranges(self.chunks)}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     generations: int
     shards: int
+    """That are as written."""
     chunks: int
+    """That are as written."""
     tokens: int
     """Input tokens of the chunks that hold."""
     bytes: int
     """Of the shards."""
     seconds: float
-    damage: tuple[str, ...]
-    """One line for each shard or chunk that is not as written; empty if all is well."""
+    damage: tuple[Damage, ...]
+    """Every file and chunk that is not as written; empty if all is well."""
     foreign: tuple[str, ...]
     """Files in the directory that no manifest names, hidden ones aside: ignored when reading."""
 
@@ -42,8 +63,9 @@ class Report:
             raise DataError(
                 f"the corpus is damaged in {len(self.damage)} places",
                 expected="every byte as it was written",
-                found=self.damage[0],
-                do="restore the named shards from a copy, or prepare the corpus again",
+                found=str(self.damage[0]),
+                do="restore the named shards from a copy, or prepare the corpus again; "
+                "`fmscale data verify --repair-report` tells what is lost",
             )
 
     def __str__(self) -> str:
@@ -70,28 +92,23 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
     """
     begun = time.monotonic()
     base = Path(path)
-    damage: list[str] = []
+    damage: list[Damage] = []
     known: set[Path] = set()
-    first = dict.fromkeys(SPLITS, 0)
     generations = shards = chunks = tokens = size = 0
-    for directory, manifest in manifests(base):
+    for parts in open_parts(base):
+        directory, manifest = parts[0].directory, parts[0].manifest
         generations += 1
         known |= {directory, *(directory / name for name in (MARKER, TOKENIZER_FILE, manifest.index.file))}
         known |= {directory / shard.file for shard in manifest.shards}
-        try:
-            check_tokenizer(directory, manifest)
-        except DataError as error:
-            damage.append(_line(error))
-        index = read_index(directory, manifest.index)
-        for name, split in manifest.splits.items():
-            part = Generation(base, directory, manifest, name, index, first[name])
-            first[name] += split.chunks
-            for shard, faults in _faults_by_shard(part, split.chunk_tokens):
-                held = 0 if shard in faults else shard.chunks - len(faults)
-                damage += faults.values()
+        damage += _faults_of_generation(directory, manifest)
+        for part in parts:
+            chunk_tokens = manifest.split(part.split).chunk_tokens
+            for shard, faults in _faults_by_shard(part, chunk_tokens):
+                held = shard.chunks - sum(len(fault.chunks) for fault in faults)
+                damage += faults
                 shards += not faults
                 chunks += held
-                tokens += held * split.chunk_tokens
+                tokens += held * chunk_tokens
                 size += shard.bytes
                 progress(shard.bytes)
     plans = sorted(base.glob(f"packing-*/{packing_plan.MARKER}"))
@@ -112,40 +129,72 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
     )
 
 
-def _faults_by_shard(part: Generation, chunk_tokens: int) -> Iterator[tuple[Shard, dict[Shard | int, str]]]:
-    """For each shard, what is wrong with the file or else with each of its chunks."""
+def open_parts(base: Path) -> Iterator[list[Generation]]:
+    """For each generation its splits, whatever state their shards are in. Raises DataError as `survey` does."""
+    first = dict.fromkeys(SPLITS, 0)
+    for directory, manifest in manifests(base):
+        index = read_index(directory, manifest.index)
+        yield [Generation(base, directory, manifest, split, index, first[split]) for split in SPLITS]
+        for split in SPLITS:
+            first[split] += manifest.split(split).chunks
+
+
+def number_ranges(numbers: Sequence[int]) -> str:
+    """`3-5, 9` for 3, 4, 5, 9."""
+    breaks = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1), len(numbers)]
+    ends = [(numbers[a], numbers[b - 1]) for a, b in pairwise(breaks)]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
+
+
+def _faults_of_generation(directory: Path, manifest: Manifest) -> Iterator[Damage]:
+    try:
+        check_tokenizer(directory, manifest)
+    except DataError as error:
+        yield Damage(what=_line(error), file=directory / TOKENIZER_FILE)
+    if content_hash(read_index(directory, manifest.index)) != manifest.content_hash:
+        path = directory / manifest.index.file
+        yield Damage(
+            what=f"{path} lists other chunks, or in another order, than the manifest's content_hash", file=path
+        )
+
+
+def _faults_by_shard(part: Generation, chunk_tokens: int) -> Iterator[tuple[Shard, list[Damage]]]:
+    """For each shard, what is wrong with the file, and with each chunk that is not simply lost with it."""
     before: _Link | None = None  # unknown for the first chunk and after a damaged one
     for number, shard in enumerate(part.shards):
-        faults: dict[Shard | int, str] = {}
+        path, faults, lost, of_file = part.directory / shard.file, [], [], ""
         try:
             part.check_shard(number)
         except DataError as error:
-            before = None
-            yield shard, {shard: _line(error)}
-            continue
+            of_file = _line(error)
         for chunk in range(part.ends[number] - shard.chunks, part.ends[number]):
             try:
                 tokens, docs = part.tokens(chunk), part.docs(chunk)
             except DataError as error:
-                before = None
-                faults[chunk] = _line(error)
-                continue
-            link = _Link(*part.key(chunk), int(tokens[0]), int(tokens[-1]))
-            fault = _written_wrong(part, tokens, docs, chunk_tokens) or link.fault(before)
+                before, fault = None, _line(error)
+                if of_file:
+                    lost.append(part.first + chunk)
+                    continue
+            else:
+                link = _Link(*part.key(chunk), int(tokens[0]), int(tokens[-1]))
+                fault = _written_wrong(part, tokens, docs, chunk_tokens) or link.fault(before)
+                fault = fault and f"chunk {part.first + chunk} of {path}: {fault}"
+                before = link
             if fault:
-                faults[chunk] = f"chunk {part.first + chunk} of {part.directory / shard.file}: {fault}"
-            before = link
+                faults.append(Damage(what=fault, file=path, split=part.split, chunks=(part.first + chunk,)))
+        if of_file:
+            faults.insert(0, Damage(what=of_file, file=path, split=part.split, chunks=tuple(lost)))
         yield shard, faults
 
 
-def _fault_of_plan(base: Path, marker: Path) -> str:
-    """What is wrong with a packing plan of a corpus that is otherwise whole; empty if nothing is."""
+def _fault_of_plan(base: Path, marker: Path) -> Damage | None:
+    """What is wrong with a packing plan of a corpus that is otherwise whole."""
     try:
         plan = packing_plan.PackingPlan.load(marker)
         Packed.open(Corpus.open(base, plan.split, generation=plan.generation), plan.row_tokens).verify()
     except DataError as error:
-        return _line(error)
-    return ""
+        return Damage(what=_line(error), file=marker)
+    return None
 
 
 class _Link(NamedTuple):

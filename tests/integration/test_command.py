@@ -157,10 +157,19 @@ def test_data_verify_finds_a_flipped_byte(tmp_path: Path, words: Path) -> None:
     raw = bytearray(shard.read_bytes())
     raw[5000] ^= 4
     shard.write_bytes(raw)
-    done = fmscale("data", "verify", str(tmp_path / "copy"))
+    repairs = tmp_path / "repairs.json"
+    done = fmscale("data", "verify", str(tmp_path / "copy"), "--repair-report", str(repairs))
     assert done.returncode == 3
     assert shard.name in done.stderr
     assert done.stdout.startswith("damaged: ")
+    report = json.loads(repairs.read_text())
+    (chunk,) = report["chunks"]
+    assert (report["files"][0]["file"], chunk["file"]) == (shard.name, shard.name)
+    assert any(begin <= 5000 < end for begin, end in report["files"][0]["wrong_bytes"])
+    assert f"lost: train chunks {chunk['chunk']}: " in done.stdout
+    assert f"fmscale order edit RUN quarantine SOURCE {chunk['chunk']}\n" in done.stdout
+    (tmp_path / "copy" / "index.bin").unlink()
+    assert fmscale("data", "verify", str(tmp_path / "copy"), "--repair-report", str(repairs)).returncode == 3
 
 
 def test_a_run_that_is_not_there(tmp_path: Path) -> None:

@@ -321,7 +321,7 @@ def test_a_damaged_block_is_refused_when_read_and_listed_by_verify(path: Path) -
     with pytest.raises(DataError, match=message + r"\w{32}\n  do: remove the directory .* `fmscale data pack` again"):
         opened.read_row(opened.blocks - 1, 0, out)
     (line,) = survey(path).damage
-    assert "plan.bin is damaged" in line
+    assert "plan.bin is damaged" in str(line)
 
 
 def test_a_plan_cut_after_opening_is_refused(path: Path) -> None:

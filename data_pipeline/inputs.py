@@ -24,8 +24,8 @@ JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 COMPRESSIONS = (".gz", ".zst")
 LINK = "symbolic link to a directory"
-MAX_RECORD_BYTES = 1 << 28
-"""A longer line is no record but a file of another kind."""
+MAX_RECORD_BYTES = 1 << 26
+"""A longer line is no record but a file of another kind. As parsed JSON it may take 25 times as much memory."""
 PIECE_BYTES = 1 << 25
 """About what a reader holds in memory at once; a task reads its pieces one after another."""
 _BLOCK_BYTES = 1 << 23

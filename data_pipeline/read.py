@@ -3,13 +3,14 @@
 JSONL: one object a line, its text in a field of the recipe's choice. Other files are plain text, one document each.
 A piece is hashed again before its first record is used, so input that changed since it was pinned is found. A run of
 bad records, or too many of them, is an error: the file is probably not what the recipe takes it for.
+
+Input is not trusted: what a record, a text or an archive may take of memory is limited, however small the file that
+asks for it.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,15 +18,16 @@ from typing import Any
 
 import xxhash
 
+from data_pipeline.archive import inflate
 from data_pipeline.document import Document, text_id
 from data_pipeline.inputs import MAX_RECORD_BYTES, InputFile, Piece, too_long
 from fmscale.errors import DataError
 
-BAD_REASONS = ("bad_utf8", "bad_json", "not_an_object", "no_text", "lone_surrogate", "no_group")
+BAD_REASONS = ("bad_utf8", "bad_json", "duplicate_key", "not_an_object", "no_text", "lone_surrogate", "no_group")
 """Reasons that speak against the input file, unlike those of a filter."""
+MAX_TEXT_BYTES = 1 << 30
+"""A longer file of plain text is no document."""
 _BLOCK_BYTES = 1 << 23
-_ARCHIVE_BLOCK_BYTES = 1 << 16
-"""Small, because what it inflates to is held at once."""
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -73,6 +75,7 @@ def check_bad_share(dropped: Counter[str], records: int, max_share: float, max_r
 EXPLAIN = {
     "bad_utf8": "the bytes are no UTF-8",
     "bad_json": "the line is no JSON",
+    "duplicate_key": "an object says the same key twice, so one of its values would be lost",
     "not_an_object": "the line is JSON, but no object",
     "no_text": "the text field is missing or no string",
     "lone_surrogate": "half of a surrogate pair, which no UTF-8 text can hold",
@@ -99,9 +102,11 @@ def _record(line: bytes, source: str, file: int, record: int, fields: Fields) ->
     if not line.strip():
         return bad("blank_line")
     try:
-        value = json.loads(line.decode("utf-8"))  # decoded here: json.loads lets surrogates in bytes pass
+        value = _JSON.decode(line.decode("utf-8"))  # decoded here: json.loads lets surrogates in bytes pass
     except UnicodeDecodeError:
         return bad("bad_utf8")
+    except _DuplicateKey:
+        return bad("duplicate_key")
     except (ValueError, RecursionError):
         return bad("bad_json")
     if not isinstance(value, dict):
@@ -118,9 +123,34 @@ def _record(line: bytes, source: str, file: int, record: int, fields: Fields) ->
     return Document(name, text, source, value, file, record, "" if text.strip() else "empty")
 
 
+class _DuplicateKey(Exception):
+    """Not an error of ours to show: `_record` makes a reason of it."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise _DuplicateKey
+    return value
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+
+
 def _plain(file: InputFile, piece: Piece, fields: Fields) -> Iterator[Document]:
     """A file of plain text is one document; its group is the top directory it stands in."""
-    data = b"".join(_checked_blocks(file, piece) if not file.compression else _inflated_blocks(file, piece))
+    blocks, size = [], 0
+    for block in _inflated_blocks(file, piece) if file.compression else _checked_blocks(file, piece):
+        blocks.append(block)
+        size += len(block)
+        if size > MAX_TEXT_BYTES:
+            raise DataError(
+                "a file of plain text is too long to be one document",
+                expected=f"at most {MAX_TEXT_BYTES >> 20} MiB",
+                found=f"{file.name}, of {file.bytes:,} bytes" + (" compressed" if file.compression else ""),
+                do="split it into several files, or write it as JSONL, one document a line",
+            )
+    data = b"".join(blocks)
     meta = {fields.group or "group": file.name.split("/")[0]}
     try:
         text = data.removeprefix(_BOM).decode("utf-8")
@@ -144,18 +174,25 @@ def _lines(file: InputFile, piece: Piece) -> Iterator[bytes]:
     """Lines without their newline; a byte order mark at the file's start is no part of the first one."""
     # A plain piece is small enough to hold whole, so that its hash is known before its first record.
     blocks = _inflated_blocks(file, piece) if file.compression else iter([b"".join(_checked_blocks(file, piece))])
-    held = b""
+    held: list[bytes] = []
+    held_bytes = 0
     at_start = piece.start == 0
     for block in blocks:
-        lines = (held + block if held else block).split(b"\n")
-        held = lines.pop()
-        if len(held) > MAX_RECORD_BYTES:
-            raise too_long(file.name, piece.start)
+        held.append(block)
+        held_bytes += len(block)
+        if b"\n" not in block:
+            if held_bytes > MAX_RECORD_BYTES:
+                raise too_long(file.name, piece.start)
+            continue
+        lines = b"".join(held).split(b"\n")
+        held = [lines.pop()]
+        held_bytes = len(held[0])
         for line in lines:
             yield line.removeprefix(_BOM) if at_start else line
             at_start = False
-    if held:
-        yield held.removeprefix(_BOM) if at_start else held
+    if held_bytes:
+        rest = b"".join(held)
+        yield rest.removeprefix(_BOM) if at_start else rest
 
 
 def _checked_blocks(file: InputFile, piece: Piece) -> Iterator[bytes]:
@@ -176,50 +213,9 @@ def _checked_blocks(file: InputFile, piece: Piece) -> Iterator[bytes]:
 
 
 def _inflated_blocks(file: InputFile, piece: Piece) -> Iterator[bytes]:
-    """Decompressed bytes of all members of an archive. Raises DataError on a damaged or short one."""
     for _ in _checked_blocks(file, piece):
         pass  # the archive's own hash, before anything of it is used
-    if not file.bytes:
-        raise _damaged(file, "it is empty; even an archive of nothing has a header")
-    stream, fed = _decompressor(file), False
-    try:
-        with open(file.path, "rb") as raw:
-            while block := raw.read(_ARCHIVE_BLOCK_BYTES):
-                while block:
-                    yield stream.decompress(block)
-                    fed, block = True, b""
-                    if stream.eof:
-                        block = stream.unused_data.lstrip(b"\0")  # gzip allows zeros after the last member
-                        stream, fed = _decompressor(file), False
-    except Exception as error:  # zlib and zstandard have their own classes for damage
-        raise _damaged(file, str(error)) from error
-    if fed:
-        raise _damaged(file, f"it ends inside a member, after {file.bytes} bytes")
-
-
-def _decompressor(file: InputFile) -> Any:
-    """Something with `decompress`, `eof` and `unused_data`, for one member."""
-    if file.compression == ".gz":
-        return zlib.decompressobj(wbits=31)
-    try:
-        zstandard = importlib.import_module("zstandard")  # optional: Python itself reads .zst from 3.14 on only
-    except ImportError:
-        raise DataError(
-            "a .zst input needs the zstandard package",
-            expected="zstandard, which is not among fmscale's own dependencies",
-            found=file.name,
-            do="pip install zstandard, or recompress the file as .gz",
-        ) from None
-    return zstandard.ZstdDecompressor().decompressobj()
-
-
-def _damaged(file: InputFile, found: str) -> DataError:
-    return DataError(
-        "a compressed input is damaged",
-        expected=f"a whole {file.compression} file",
-        found=f"{file.name}: {found}",
-        do="fetch it again, or leave it out of inputs",
-    )
+    yield from inflate(file)
 
 
 def _changed(file: InputFile, found: str) -> DataError:

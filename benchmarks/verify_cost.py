@@ -35,7 +35,7 @@ def epoch_seconds(config: Config, hashing: bool) -> float:
     if not hashing:
         for generation in data.train["web"]._generations:
             generation._verified["tokens"][:] = b"\1" * generation.chunks
-    reader = RowReader(data.train, data.order, SEQ_LEN)
+    reader = RowReader(data)
     batches = [np.arange(first, first + ROWS) for first in range(0, CHUNKS * CHUNK_TOKENS // SEQ_LEN, ROWS)]
     data.order.locate(batches[0])  # has tables to make at its first call
     started = time.perf_counter()

@@ -21,7 +21,7 @@ RATIO_FREE_BYTES = 1 << 26
 MAX_WINDOW_BYTES = 1 << 27
 """What a zstandard frame may have its reader remember; the tool's own default."""
 _FEED_BYTES = {".gz": 1 << 14, ".zst": 1 << 10}
-"""What is inflated at once becomes 16 MiB at most of gzip (1 byte for 1032), and 32 MiB of zstandard (4 for 128 KiB)."""
+"""At once: what becomes 16 MiB at most of gzip (1 byte makes 1032), and 32 MiB of zstandard (4 bytes make 128 KiB)."""
 
 
 def inflate(file: InputFile) -> Iterator[bytes]:

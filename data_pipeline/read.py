@@ -139,10 +139,9 @@ _JSON = json.JSONDecoder(object_pairs_hook=_unique)
 
 def _plain(file: InputFile, piece: Piece, fields: Fields) -> Iterator[Document]:
     """A file of plain text is one document; its group is the top directory it stands in."""
-    blocks, size = [], 0
+    blocks, size = [], 0 if file.compression else file.bytes
     for block in _inflated_blocks(file, piece) if file.compression else _checked_blocks(file, piece):
-        blocks.append(block)
-        size += len(block)
+        size += len(block) if file.compression else 0
         if size > MAX_TEXT_BYTES:
             raise DataError(
                 "a file of plain text is too long to be one document",
@@ -150,6 +149,7 @@ def _plain(file: InputFile, piece: Piece, fields: Fields) -> Iterator[Document]:
                 found=f"{file.name}, of {file.bytes:,} bytes" + (" compressed" if file.compression else ""),
                 do="split it into several files, or write it as JSONL, one document a line",
             )
+        blocks.append(block)
     data = b"".join(blocks)
     meta = {fields.group or "group": file.name.split("/")[0]}
     try:

@@ -136,31 +136,35 @@ class Generation:
         mapping = self._map(chunk)
         tokens = mapping.tokens.get(chunk)
         if tokens is None:
-            self._verify(chunk, mapping.view, "tokens")
-            tokens = np.frombuffer(mapping.view, self._dtype, self._count, int(self._index[chunk]["tokens_data"]))
-            mapping.tokens[chunk] = tokens
+            tokens = mapping.tokens[chunk] = self._read(chunk, mapping.view, "tokens", self._dtype, self._count)
         return tokens
 
     def docs(self, chunk: int) -> npt.NDArray[np.void]:
         mapping = self._map(chunk, "tokens_start")
-        self._verify(chunk, mapping.view, "docs")
-        record = self._index[chunk]
-        return np.frombuffer(mapping.view, DOC_DTYPE, int(record["documents"]), int(record["docs_data"]))
+        docs = mapping.docs.get(chunk)
+        if docs is None:
+            documents = int(self._index[chunk]["documents"])
+            docs = mapping.docs[chunk] = self._read(chunk, mapping.view, "docs", DOC_DTYPE, documents)
+        return docs
 
-    def _verify(self, chunk: int, view: mmap.mmap, member: Member) -> None:
-        """Raises DamagedChunk unless the member is as written; hashes it if it has not been yet."""
-        if self._verified[member][chunk]:
-            return
-        started = time.perf_counter()
-        begin, end, expected = self.region(chunk, member)
-        self._populate(chunk, view, begin, end)
-        with memoryview(view) as whole:
-            found = region_hash(whole[begin:end]).hex()
-        self.verify_s += time.perf_counter() - started
-        if found != expected:
+    def _read(self, chunk: int, view: mmap.mmap, member: Member, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
+        """The member's array; hashed now if it has not been yet. Raises DamagedChunk unless it is as written."""
+        data = int(self._index[chunk][f"{member}_data"])
+        if not self._verified[member][chunk]:
+            started = time.perf_counter()
+            begin, end, expected = self.region(chunk, member)
             what = f"its {member}, bytes {begin} to {end} of {self.path(chunk)}"
-            raise self._damaged(chunk, what, f"xxh3_128 {expected}", found)
-        self._verified[member][chunk] = 1
+            if not begin <= data <= data + count * dtype.itemsize <= end <= len(view):
+                at = f"bytes {data} to {data + count * dtype.itemsize}"
+                raise self._damaged(chunk, f"{what}, do not hold what its index record says", "its array inside", at)
+            self._populate(chunk, view, begin, end)
+            with memoryview(view) as whole:
+                found = region_hash(whole[begin:end]).hex()
+            self.verify_s += time.perf_counter() - started
+            if found != expected:
+                raise self._damaged(chunk, what, f"xxh3_128 {expected}", found)
+            self._verified[member][chunk] = 1
+        return np.frombuffer(view, dtype, count, data)
 
     def _map(self, chunk: int, until: Literal["tokens_start", "end"] = "end") -> _Mapping:
         """The mapping of the chunk's shard, which has all bytes up to that place of the chunk."""
@@ -221,11 +225,12 @@ class Generation:
 
 
 class _Mapping:
-    """A mapped shard, and the tokens of those of its chunks that were verified: they go when it goes."""
+    """A mapped shard, and arrays of those of its chunks that were verified: they go when it goes."""
 
     def __init__(self, view: mmap.mmap) -> None:
         self.view = view
         self.tokens: dict[int, npt.NDArray[np.unsignedinteger]] = {}
+        self.docs: dict[int, npt.NDArray[np.void]] = {}
 
 
 def check_tokenizer(directory: Path, manifest: Manifest) -> None:

@@ -44,6 +44,8 @@ CHUNK_DTYPE = np.dtype(
         ("tokens_hash", "V16"),  # xxh3_128 of [tokens_start, end)
     ]
 )
+_HASHED_RECORDS = 1 << 16
+"""Whose hashes are held at once."""
 _HEADER = struct.Struct("<16sIIQ")
 
 
@@ -55,9 +57,12 @@ def region_hash(data: Any) -> bytes:
 
 def content_hash(records: npt.NDArray[np.void]) -> str:
     """sha256 over docs_hash and tokens_hash of each chunk in order: the identity of a corpus' content."""
-    pairs = np.empty((len(records), 2), "V16")
-    pairs[:, 0], pairs[:, 1] = records["docs_hash"], records["tokens_hash"]
-    return hashlib.sha256(pairs.tobytes()).hexdigest()
+    digest = hashlib.sha256()
+    at = CHUNK_DTYPE.fields["docs_hash"][1]  # type: ignore[index]  # both hashes end the record
+    rows = records.view(np.uint8).reshape(len(records), CHUNK_DTYPE.itemsize)
+    for begin in range(0, len(rows), _HASHED_RECORDS):
+        digest.update(rows[begin : begin + _HASHED_RECORDS, at:].tobytes())
+    return digest.hexdigest()
 
 
 def write_index(directory: Path, records: npt.NDArray[np.void]) -> IndexFile:
@@ -68,8 +73,12 @@ def write_index(directory: Path, records: npt.NDArray[np.void]) -> IndexFile:
     return IndexFile(file=FILE, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
-def read_index(directory: Path, file: IndexFile) -> npt.NDArray[np.void]:
-    """Map the index: CHUNK_DTYPE[chunks], read-only. Raises DataError if it is not byte for byte what `file` says."""
+def read_index(directory: Path, file: IndexFile, content: str) -> npt.NDArray[np.void]:
+    """Map the index: CHUNK_DTYPE[chunks], read-only.
+
+    Raises DataError if it is not byte for byte what `file` says, or if its chunks are not those, in the order, that
+    the manifest's content_hash, `content`, says.
+    """
     path = directory / file.file
     try:
         with path.open("rb") as handle:
@@ -88,7 +97,12 @@ def read_index(directory: Path, file: IndexFile) -> npt.NDArray[np.void]:
             found=f"version {version}, records of {record_bytes} bytes",
             do="use the fmscale that wrote it, or prepare the corpus again",
         )
-    return np.frombuffer(view, CHUNK_DTYPE, count=chunks, offset=_HEADER.size)
+    records = np.frombuffer(view, CHUNK_DTYPE, count=chunks, offset=_HEADER.size)
+    if (found := content_hash(records)) != content:
+        raise _damaged(
+            path, f"chunks with content_hash {content[:16]}...", f"{found[:16]}...: other ones, or reordered"
+        )
+    return records
 
 
 def _damaged(path: Path, expected: str, found: str) -> DataError:

@@ -29,9 +29,10 @@ def repair_report(path: str | Path, report: Report) -> dict[str, Any]:
     """docs/formats.md names the fields. report: of `survey`, made just now. Raises DataError as `survey` does."""
     base = Path(path)
     why = {(damage.split, chunk): damage.what for damage in report.damage for chunk in damage.chunks}
-    files: dict[Path, dict[str, Any]] = {
-        damage.file: {"file": str(damage.file.relative_to(base)), "what": str(damage)} for damage in report.damage
-    }
+    files: dict[Path, dict[str, Any]] = {}
+    for damage in report.damage:
+        files.setdefault(damage.file, {"file": str(damage.file.relative_to(base)), "what": []})
+        files[damage.file]["what"].append(str(damage))
     chunks: list[dict[str, Any]] = []
     for part in chain.from_iterable(open_parts(base)):
         lost = [chunk for chunk in range(part.chunks) if (part.split, part.first + chunk) in why]

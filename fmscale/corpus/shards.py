@@ -126,7 +126,7 @@ def open_splits(
     base = Path(path)
     opened: dict[str, list[Generation]] = {split: [] for split in splits}
     for directory, manifest in manifests(base, generation):
-        index = read_index(directory, manifest.index)
+        index = read_index(directory, manifest.index, manifest.content_hash)
         check_tokenizer(directory, manifest)
         for split, generations in opened.items():
             first = sum(generation.chunks for generation in generations)

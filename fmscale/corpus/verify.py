@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from fmscale.corpus import packing_plan
 from fmscale.corpus.generation import Generation, check_tokenizer
-from fmscale.corpus.index import content_hash, read_index
-from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Manifest, Shard
+from fmscale.corpus.index import read_index
+from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Shard
 from fmscale.corpus.packing import Packed
 from fmscale.corpus.shards import Corpus, manifests
 from fmscale.errors import DataError
@@ -100,7 +100,10 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
         generations += 1
         known |= {directory, *(directory / name for name in (MARKER, TOKENIZER_FILE, manifest.index.file))}
         known |= {directory / shard.file for shard in manifest.shards}
-        damage += _faults_of_generation(directory, manifest)
+        try:
+            check_tokenizer(directory, manifest)
+        except DataError as error:
+            damage.append(Damage(what=_line(error), file=directory / TOKENIZER_FILE))
         for part in parts:
             chunk_tokens = manifest.split(part.split).chunk_tokens
             for shard, faults in _faults_by_shard(part, chunk_tokens):
@@ -133,7 +136,7 @@ def open_parts(base: Path) -> Iterator[list[Generation]]:
     """For each generation its splits, whatever state their shards are in. Raises DataError as `survey` does."""
     first = dict.fromkeys(SPLITS, 0)
     for directory, manifest in manifests(base):
-        index = read_index(directory, manifest.index)
+        index = read_index(directory, manifest.index, manifest.content_hash)
         yield [Generation(base, directory, manifest, split, index, first[split]) for split in SPLITS]
         for split in SPLITS:
             first[split] += manifest.split(split).chunks
@@ -144,18 +147,6 @@ def number_ranges(numbers: Sequence[int]) -> str:
     breaks = [0, *(i for i in range(1, len(numbers)) if numbers[i] != numbers[i - 1] + 1), len(numbers)]
     ends = [(numbers[a], numbers[b - 1]) for a, b in pairwise(breaks)]
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ends)
-
-
-def _faults_of_generation(directory: Path, manifest: Manifest) -> Iterator[Damage]:
-    try:
-        check_tokenizer(directory, manifest)
-    except DataError as error:
-        yield Damage(what=_line(error), file=directory / TOKENIZER_FILE)
-    if content_hash(read_index(directory, manifest.index)) != manifest.content_hash:
-        path = directory / manifest.index.file
-        yield Damage(
-            what=f"{path} lists other chunks, or in another order, than the manifest's content_hash", file=path
-        )
 
 
 def _faults_by_shard(part: Generation, chunk_tokens: int) -> Iterator[tuple[Shard, list[Damage]]]:
@@ -228,7 +219,7 @@ def _written_wrong(part: Generation, tokens: npt.NDArray[Any], docs: npt.NDArray
 
 
 def _line(error: DataError) -> str:
-    return " ".join(str(error).split("\n")[:3])
+    return "; ".join(line.strip() for line in str(error).split("\n")[:3])
 
 
 def inspect(path: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -120,6 +120,11 @@ class Order:
     def substitutes(self, source: int) -> dict[int, int]:
         """Quarantined chunk -> the chunk that is read for it, at the end of the ledger."""
         return dict(self._segments[-1].substitutes[source])
+
+    def as_of(self, row: int) -> Order:
+        """The order as the entries up to `row` make it: what an entry from there on is about. Entries may hold from
+        later rows than others that were written after them."""
+        return replace(self, ledger=Ledger(tuple(e for e in self.ledger.entries if e.from_row <= row)))
 
     def mixtures(self, rows: int) -> list[tuple[int, Mixture]]:
         """(row from which it holds, mixture) over the rows [0, rows)."""

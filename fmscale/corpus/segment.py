@@ -112,12 +112,12 @@ class Segment:
 
     def _with_quarantine(self, entry: Entry, payload: dict[str, Any], steps: StepPlan) -> Segment:
         s = self._source(entry)
-        bad, substitute, known = payload["chunk"], payload["substitute"], self.substitutes[s]
-        chunks = self.sequences[s].source.chunks
-        if bad == substitute or substitute in known or max(bad, substitute) >= chunks:
-            raise foreign(
-                entry, f"another, sound chunk below {chunks} as the substitute", f"chunk {bad} by {substitute}"
-            )
+        bad, known, chunks = payload["chunk"], self.substitutes[s], self.sequences[s].source.chunks
+        # An entry written later may hold from an earlier row, and have quarantined what this one reads.
+        substitute = known.get(payload["substitute"], payload["substitute"])
+        if bad == substitute or max(bad, substitute) >= chunks:
+            found = f"chunk {bad} by {payload['substitute']}"
+            raise foreign(entry, f"another, sound chunk below {chunks} as the substitute", found)
         # What was read for other chunks may itself turn out to be damaged: those follow to the new substitute.
         mended = {c: substitute if to == bad else to for c, to in known.items()} | {bad: substitute}
         return replace(self, substitutes=(*self.substitutes[:s], mended, *self.substitutes[s + 1 :]))

@@ -89,6 +89,11 @@ class Corpus:
             )
         return Corpus(self.path, self.split, self._generations[: generation + 1])
 
+    def check_shards(self) -> None:
+        """Raises DataError unless all shards are there and have their sizes; an opening that is not lenient did this."""
+        for generation in self._generations:
+            generation.check_shards()
+
     @property
     def verify_s(self) -> float:
         """Seconds that this process has spent on hashes of its chunks so far."""

@@ -88,9 +88,16 @@ def begin_ledger(config: Config) -> None:
     """Write the ledger that a new run begins with; a run that has one keeps it."""
     path = config.run_dir / FILE_NAME
     if not path.exists():
-        corpora = {name: readable(config, Corpus.open(source.corpus)) for name, source in config.data.sources.items()}
+        corpora = {
+            name: readable(config, open_train(config, source.corpus)) for name, source in config.data.sources.items()
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         pin_generations(corpora, step_plan(config)).save(path)
+
+
+def open_train(config: Config, path: str | Path) -> Corpus:
+    """The train split of a corpus, all generations; one that lacks shards too where the run may replace chunks."""
+    return Corpus.open(path, lenient=config.data.bad_chunks == "quarantine")
 
 
 def first_generation(ledger: Ledger, name: str) -> int:
@@ -122,7 +129,8 @@ def open_run_data(config: Config) -> RunData:
     """Every corpus of the run, its order, and the edits so far. Raises DataError before a damaged byte is used.
 
     A corpus may grow while the run goes on: held-out rows stay those of the generation it began with, so that losses
-    before and after a restart, or before and after a `generation` edit, are of the same text.
+    before and after a restart, or before and after a `generation` edit, are of the same text. A held-out chunk has no
+    substitute, so their shards must be whole whatever data.bad_chunks says.
     """
     ledger = Ledger.load(config.run_dir / FILE_NAME)
     lenient = config.data.bad_chunks == "quarantine"
@@ -135,6 +143,9 @@ def open_run_data(config: Config) -> RunData:
         source.name: opened[source.name]["heldout"].up_to(first_generation(ledger, source.name))
         for source in order.begun_with
     }
+    if lenient:
+        for corpus in heldout.values():
+            corpus.check_shards()
     return RunData(train=train, heldout=heldout, order=order)
 
 

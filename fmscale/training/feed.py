@@ -25,6 +25,7 @@ from fmscale.corpus.shards import DamagedChunk
 from fmscale.corpus.sources import RunData
 from fmscale.corpus.steps import Step
 from fmscale.errors import FmscaleError
+from fmscale.observe.faults import fault_point
 from fmscale.observe.recorder import Recorder
 from fmscale.topology import Topology, rank_rows
 
@@ -122,14 +123,15 @@ class Feed:
     def _write_entries(self, damaged: list[tuple[int, int]], step: Step) -> Ledger:
         order = self.data.order
         for source, chunk in damaged:
-            if chunk not in order.substitutes(source):
+            if chunk not in order.as_of(step.first_row).substitutes(source):
                 order = replace(order, ledger=quarantined(order, source, chunk, step.first_row))
                 require_budget(order, self.config.data)
-        order.ledger.save(self.config.run_dir / FILE_NAME)
-        if self.recorder is not None:
+        if self.recorder is not None:  # before the ledger: a kill in between tells it twice, never not at all
             for entry in order.ledger.entries[len(self.data.ledger.entries) :]:
                 lost = loss_of(order, entry.payload, entry.from_row, self.config.train.steps)
                 self.recorder.quarantine(lost)
+        order.ledger.save(self.config.run_dir / FILE_NAME)
+        fault_point("ledger.saved", self.rank)
         return order.ledger
 
     def _require_own_rows(self, batch: Batch, step: Step) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from fmscale.corpus.ledger import Ledger
 from fmscale.corpus.mixture import PERIOD, Stage, quantise
 from fmscale.corpus.order import Location, Order
+from fmscale.corpus.quarantine import quarantined
 from fmscale.corpus.sequence import Sequence, SourceSpec
 from fmscale.corpus.steps import StepPlan
 from fmscale.errors import ConfigError, DataError
@@ -367,6 +368,33 @@ def test_what_is_read_for_a_chunk_is_a_sound_one(pairs: list[tuple[int, int]]) -
     assert all(bad not in found for bad in (entry[2]["chunk"] for entry in entries))
 
 
+def test_a_quarantine_from_a_row_before_edits_that_were_written_earlier() -> None:
+    """A run finds damage at a step before one for which the user has edited it already."""
+    grown = {"source": "a", "generation": 1, "chunks": 40, "content_hash": "new"}
+    later = [("generation", 200, grown), ("quarantine", 208, {"source": "a", "chunk": 6, "substitute": 3})]
+    for bad in range(13):
+        order = order_of(MIXED, edits(*later))
+        assert order.as_of(199).substitutes(0) == {}
+        assert order.as_of(208).substitutes(0) == {6: 3}
+        ledger = quarantined(order, 0, bad, 80)
+        at = replace(order, ledger=ledger).locate(np.arange(400))
+        plain = order_of(MIXED, edits(later[0])).locate(np.arange(400))
+        assert (at.chunk[:80] == plain.chunk[:80]).all()
+        assert bad not in at.chunk[80:][at.source[80:] == 0]
+        assert 6 not in at.chunk[208:][at.source[208:] == 0]
+        assert at.chunk[80:200][at.source[80:200] == 0].max() < 13, "a chunk that is not yet there"
+        assert (at.position == plain.position).all()
+
+
+def test_a_source_of_which_every_chunk_is_damaged() -> None:
+    order = order_of({"a": 1}, chunks=3)
+    for bad in range(2):
+        order = replace(order, ledger=quarantined(order, 0, bad, 8))
+    message = r"no chunk of source `a` is left to read in place of chunk 2\n.*not quarantined\n  found: 3 of 3 chunks damaged\n"
+    with pytest.raises(DataError, match=message):
+        quarantined(order, 0, 2, 8)
+
+
 def test_a_grown_corpus_goes_on_in_a_new_epoch_over_all_of_it() -> None:
     grown = {"source": "a", "generation": 1, "chunks": 17, "content_hash": "new"}
     _, changed = edited(("generation", BEFORE, grown), weights={"a": 1})
@@ -432,7 +460,7 @@ def test_without_skips_no_edit_loses_or_repeats_a_row_of_a_source(kinds: list[tu
             r"another, sound chunk below 13.*\n  found: chunk 1 by 1",
         ),
         ("quarantine", {"source": "a", "chunk": 1, "substitute": 13}, r"sound chunk below 13"),
-        ("quarantine", {"source": "a", "chunk": 2, "substitute": 5}, r"found: chunk 2 by 5"),
+        ("quarantine", {"source": "a", "chunk": 6, "substitute": 5}, r"found: chunk 6 by 5"),  # 6 is read for 5
         (
             "stages",
             {"stages": [{"from_row": 0, "weights": {"a": 1, "b": 1}}]},

@@ -1,0 +1,269 @@
+"""Training across damaged chunks: real ranks, real damage before and during a run, and what the ledger says of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmscale.config import Config
+from fmscale.corpus.batch import Batch
+from fmscale.corpus.ledger import FILE_NAME, Ledger
+from fmscale.corpus.loader import LocalLoader
+from fmscale.corpus.quarantine import substitute_of
+from fmscale.corpus.replay import replay
+from fmscale.corpus.shards import Corpus
+from fmscale.corpus.sources import open_run_data, resolve
+from fmscale.observe.events import read_events
+from fmscale.observe.metrics import series
+from launcher.edits import log
+from tests.corpora import make_corpus
+from tests.integration.test_train import config_of, go, hashes
+from tests.ranks import RankError
+from tests.runs import Run
+
+pytestmark = pytest.mark.processes
+
+QUARANTINE = ("data.bad_chunks=quarantine", "data.window_chunks=2", "eval.rows=6", "data.bad_chunk_budget=0.1")
+CHUNKS, CHUNK_TOKENS = 300, 256  # 4 rows of 64 each: a step of 8 reads two chunks' worth; three shards
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quarantine")
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> Path:
+    make_corpus(root / "whole", chunks=CHUNKS, heldout=6, chunk_tokens=CHUNK_TOKENS)
+    return root / "whole"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, whole: Path) -> Path:
+    """A copy to be damaged."""
+    shutil.copytree(whole, tmp_path / "corpus")
+    return tmp_path / "corpus"
+
+
+def shards(corpus: Path) -> list[Path]:
+    return sorted(corpus.glob("train-*.tar"))
+
+
+def flip(corpus: Path, chunks: list[int]) -> None:
+    """A bit of each chunk's tokens, in place: other processes have the file mapped."""
+    opened = Corpus.open(corpus, lenient=True)
+    raw = [shard.read_bytes() for shard in shards(corpus)]
+    for chunk in chunks:
+        wanted = np.asarray(opened.tokens(chunk)).tobytes()
+        (number,) = [i for i, content in enumerate(raw) if wanted in content]
+        with shards(corpus)[number].open("r+b") as file:
+            file.seek(raw[number].index(wanted) + 100)
+            file.write(bytes([raw[number][raw[number].index(wanted) + 100] ^ 8]))
+
+
+def chunks_in_order(config: Config) -> list[list[int]]:
+    """Chunks that each step reads, as the ledger stands."""
+    order = open_run_data(config).order
+    steps = [order.steps.step(number) for number in range(1, config.train.steps + 1)]
+    return [order.locate(np.arange(s.first_row, s.first_row + s.rows)).chunk.tolist() for s in steps]
+
+
+def ledger_of(config: Config) -> Ledger:
+    return Ledger.load(config.run_dir / FILE_NAME)
+
+
+def replayed(config: Config, whole: Path, steps: int) -> list[str]:
+    """Batch hashes by the run's ledger, read from the corpus before its damage."""
+    sources = {"words": replace(config.data.sources["words"], corpus=str(whole))}
+    sound = replace(config, data=replace(config.data, sources=sources))
+    return [record["batch_hash"] for record in replay(sound, 1, steps, dp=1)]
+
+
+def assert_losses_are_told_exactly(config: Config) -> None:
+    """Events and log list the rows that would read the chunk, were nothing quarantined: by looking at every row."""
+    order = open_run_data(config).order
+    plain = replace(order, ledger=Ledger())
+    rows = np.arange(order.steps.rows_after(config.train.steps))
+    at = plain.locate(rows)
+    told = [event for event in read_events(config.run_dir) if event["kind"] == "quarantine"]
+    entries = order.ledger.entries
+    assert [(event["chunk"], event["substitute"], event["from_row"]) for event in told] == [
+        (entry.payload["chunk"], entry.payload["substitute"], entry.from_row) for entry in entries
+    ]
+    for event, edit in zip(told, log(config.run_dir), strict=True):
+        expected = rows[(at.chunk == event["chunk"]) & (rows >= event["from_row"])].tolist()
+        assert event["rows"] == expected == edit.to_json()["lost_rows"]
+        assert event["tokens"] == len(expected) * config.data.seq_len == edit.to_json()["lost_tokens"]
+
+
+class DamagesAhead(LocalLoader):
+    """When rank 0 is handed its fourth batch, what a later step reads is damaged on the disk."""
+
+    def batches(self, first_row: int) -> Iterator[Batch]:
+        for number, batch in enumerate(super().batches(first_row)):
+            path = Path(self._config.data.sources["words"].corpus)
+            if number == 3 and self._data_rank == 0 and not (path.parent / "done").exists():
+                for spoil in json.loads((path.parent / "spoil.json").read_text()):
+                    if isinstance(spoil, int):
+                        flip(path, [spoil])
+                    else:
+                        getattr(Path(spoil[0]), spoil[1])(*spoil[2:])
+                (path.parent / "done").touch()
+            yield batch
+
+
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 3))])
+def test_a_run_goes_on_across_damage_and_its_ledger_says_it_all(
+    root: Path, whole: Path, corpus: Path, ranks: int
+) -> None:
+    name = f"across-{ranks}"
+    config = config_of(root, corpus, name, *QUARANTINE, "train.steps=20", f"parallel.dp={ranks}")
+    reads = chunks_in_order(resolve(config))
+    at_once, later = reads[0][0], reads[14][0]
+    assert later not in chain(*reads[:13])
+    flip(corpus, [at_once])
+    (corpus.parent / "spoil.json").write_text(json.dumps([later]))
+    go(config, make_loader=DamagesAhead)
+
+    entries = ledger_of(config).entries
+    assert [entry.payload["chunk"] for entry in entries] == [at_once, later]
+    assert [entry.from_row for entry in entries] == [0, 8 * min(i for i, c in enumerate(reads) if later in c)]
+    assert hashes(config) == replayed(config, whole, 20)
+    assert hashes(config)[:1] != replayed(config_of(root, whole, "none", *QUARANTINE), whole, 1)
+    assert_losses_are_told_exactly(config)
+    # Other ranks, from the same checkpoint on: the same batches, and no entry more.
+    others = config_of(root, corpus, name, *QUARANTINE, "train.steps=24", f"parallel.dp={4 - ranks}")
+    go(others)
+    assert ledger_of(others).entries[:2] == entries
+    assert hashes(others) == replayed(others, whole, 24)
+
+
+def test_a_shard_that_is_missing_and_one_that_is_cut_short(root: Path, whole: Path, corpus: Path) -> None:
+    config = config_of(root, corpus, "shards", *QUARANTINE, "train.steps=6", "data.bad_chunk_budget=0.9")
+    first, second, _ = shards(corpus)
+    first.unlink()
+    with second.open("r+b") as file:
+        file.truncate(second.stat().st_size // 3)
+    go(config)
+    gone = {entry.payload["chunk"] for entry in ledger_of(config).entries}
+    substitutes = set(open_run_data(config).order.substitutes(0).values())
+    assert gone
+    assert max(gone) < 256
+    assert not gone & substitutes
+    assert any(chunk < 128 for chunk in gone)
+    assert any(128 <= chunk < 256 for chunk in gone)
+    assert hashes(config) == replayed(config, whole, 6)
+    assert_losses_are_told_exactly(config)
+
+
+@pytest.mark.slow
+def test_a_shard_that_is_taken_away_and_one_that_is_cut_while_they_are_read(
+    root: Path, whole: Path, corpus: Path
+) -> None:
+    config = config_of(
+        root, corpus, "cut-later", *QUARANTINE, "train.steps=12", "data.bad_chunk_budget=0.9", "parallel.dp=2"
+    )
+    first, second, _ = map(str, shards(corpus))
+    size = Path(second).stat().st_size
+    (corpus.parent / "spoil.json").write_text(json.dumps([[first, "rename", first + ".gone"]]))
+    go(config, make_loader=DamagesAhead)
+    assert hashes(config) == replayed(config, whole, 12)
+    (corpus.parent / "done").unlink()
+    with Path(second).open("r+b") as file:
+        file.truncate(size // 4)
+    longer = config_of(
+        root, corpus, "cut-later", *QUARANTINE, "train.steps=16", "data.bad_chunk_budget=0.9", "parallel.dp=1"
+    )
+    go(longer)
+    assert hashes(longer) == replayed(longer, whole, 16)
+    assert any(entry.payload["chunk"] < 256 for entry in ledger_of(longer).entries)
+
+
+def test_a_damaged_substitute_is_replaced_again(root: Path, whole: Path, corpus: Path) -> None:
+    config = config_of(root, corpus, "again", *QUARANTINE, "train.steps=6", "parallel.dp=2")
+    bad = chunks_in_order(resolve(config))[1][3]
+    order = open_run_data(config).order
+    first = substitute_of(order, 0, bad, 0)
+    flip(corpus, [bad, first])
+    go(config)
+    assert [entry.payload["chunk"] for entry in ledger_of(config).entries] == [bad, first]
+    after = open_run_data(config).order.substitutes(0)
+    assert after[bad] == after[first] not in (bad, first)
+    assert hashes(config) == replayed(config, whole, 6)
+    assert_losses_are_told_exactly(config)
+
+
+def test_the_budget_stops_the_run_on_all_ranks(root: Path, corpus: Path) -> None:
+    config = config_of(
+        root, corpus, "budget", *QUARANTINE, "train.steps=10", "parallel.dp=2", "data.bad_chunk_budget=0.008"
+    )
+    reads = list(dict.fromkeys(chain(*chunks_in_order(resolve(config)))))
+    flip(corpus, reads[3:6])
+    with pytest.raises(RankError, match="more chunks of source `words` are damaged than the run may replace"):
+        go(config, env={"FMSCALE_INCARNATION": "tested"})
+    for rank in range(2):
+        said = json.loads((config.run_dir / f"logs/failures/tested-rank-{rank:05d}.json").read_text())
+        assert said["kind"] == "DataError"
+        assert said["message"].splitlines() == [
+            "more chunks of source `words` are damaged than the run may replace",
+            "  expected: 2 of 300 chunks at most (data.bad_chunk_budget=0.008)",
+            "  found: 3 quarantined",
+            "  do: restore the shards (`fmscale data verify CORPUS --repair-report FILE`), or raise the budget",
+        ]
+    assert len(ledger_of(config).entries) <= 2, "only what was within the budget stands"
+    go(config_of(root, corpus, "budget", *QUARANTINE, "train.steps=10", "data.bad_chunk_budget=0.01"))
+    assert len(ledger_of(config).entries) == 3
+
+
+def test_fail_stops_and_names_the_chunk(root: Path, corpus: Path) -> None:
+    config = config_of(root, corpus, "fail", "data.window_chunks=2", "eval.rows=6", "train.steps=10", "parallel.dp=2")
+    chunk = chunks_in_order(resolve(config))[5][0]
+    flip(corpus, [chunk])
+    with pytest.raises(RankError, match=rf"DamagedChunk: chunk {chunk} is damaged(?s:.*)data\.bad_chunks=quarantine"):
+        go(config)
+    assert ledger_of(config).entries == ()
+    assert len(series(config.run_dir)) < 10
+
+
+def test_held_out_text_has_no_substitute(root: Path, corpus: Path) -> None:
+    config = config_of(root, corpus, "heldout", *QUARANTINE, "train.steps=2")
+    heldout = next(corpus.glob("heldout-*.tar"))
+    kept = heldout.read_bytes()
+    tokens = Corpus.open(corpus, "heldout").tokens(2).tobytes()
+    raw = bytearray(kept)
+    raw[raw.index(tokens) + 3] ^= 1
+    heldout.write_bytes(raw)
+    with pytest.raises(RankError, match="DamagedChunk: chunk 2 is damaged"):
+        go(config)
+    assert ledger_of(config).entries == ()
+    heldout.unlink()
+    with pytest.raises(Exception, match=r"shard .*heldout.* is cut short, overgrown or missing"):
+        go(config_of(root, corpus, "heldout-missing", *QUARANTINE, "train.steps=2"))
+
+
+def test_one_chunk_in_a_hundred_and_a_kill_9_after_the_ledger_was_written(
+    tmp_path: Path, whole: Path, corpus: Path
+) -> None:
+    """The supervisor starts it again: the entry is there before any checkpoint knows of it, and nothing is lost."""
+    bad = list(range(50, CHUNKS, 100))
+    flip(corpus, bad)
+    settings = [*QUARANTINE, "train.steps=40", "parallel.dp=2", "checkpoint.every_steps=9", "eval.every_steps=0"]
+    run = Run(tmp_path, "killed", corpus, settings)
+    run.train(env={"FAULTS": "ledger.saved:kill@1", "FAULTS_ONCE": str(tmp_path)})
+    kinds = [event["kind"] for event in read_events(run.directory)]
+    assert kinds.count("restart") == 1, run.output()
+    assert "quarantine" in kinds[: kinds.index("restart")], "what the killed rank found is told before it is written"
+    config = config_of(tmp_path, corpus, "killed", *settings)
+    read = set(chain(*chunks_in_order(config)))
+    assert {entry.payload["chunk"] for entry in ledger_of(config).entries} <= set(bad)
+    assert ledger_of(config).entries
+    assert not read & {entry.payload["chunk"] for entry in ledger_of(config).entries}
+    assert hashes(config) == replayed(config, whole, 40)
+    assert [line["step"] for line in series(config.run_dir)] == list(range(1, 41))

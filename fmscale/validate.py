@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from fmscale.config import Config, flatten
+from fmscale.config import Config, StageConfig, flatten
 from fmscale.errors import ConfigError
 
 POSITIVE = """
@@ -200,7 +201,7 @@ def _rising(key: str, tokens: list[float]) -> None:
 def _stages(config: Config) -> None:
     """Weights of sources over training."""
     data, names = config.data, config.data.sources
-    _rising("data.stages", [stage.from_tokens for stage in data.stages])
+    check_stages(data.stages, list(names))
     first = data.stages[0].from_tokens if data.stages else math.inf
     if first > 0 and not any(source.weight > 0 for source in names.values()):
         raise ConfigError(
@@ -209,23 +210,6 @@ def _stages(config: Config) -> None:
             found=", ".join(f"{name}: {source.weight:g}" for name, source in names.items()),
             do="set data.sources.NAME.weight",
         )
-    for i, stage in enumerate(data.stages):
-        unknown = [name for name in stage.weights if name not in names]
-        bad = [name for name, weight in stage.weights.items() if not (math.isfinite(weight) and weight >= 0)]
-        if unknown or bad or not any(weight > 0 for weight in stage.weights.values()):
-            raise ConfigError(
-                f"data.stages.{i} has no usable weights",
-                expected=f"weights of 0 or more, some above 0, of the sources {', '.join(names)}",
-                found=", ".join(f"{name}: {weight}" for name, weight in stage.weights.items()) or "none",
-                do="name only sources of data.sources, and give one of them weight",
-            )
-        if stage.curve != "constant" and i == len(data.stages) - 1:
-            raise ConfigError(
-                f"data.stages.{i} has a curve that leads nowhere",
-                expected="a further stage, whose weights the curve ends at",
-                found=f"curve={stage.curve} in the last stage",
-                do="add the stage at which the curve ends, or set curve=constant",
-            )
     for name, source in names.items():
         given = [stage.weights.get(name, 0.0) for stage in data.stages] + ([source.weight] if first > 0 else [])
         if not any(weight > 0 for weight in given):
@@ -234,6 +218,28 @@ def _stages(config: Config) -> None:
                 expected="a weight above 0 in some stage",
                 found="none in data.stages",
                 do="give it weight, or leave the source out",
+            )
+
+
+def check_stages(stages: Sequence[StageConfig], names: Sequence[str], key: str = "data.stages") -> None:
+    """Raise ConfigError unless these are stages of the sources `names`; `key` is what the user calls them."""
+    _rising(key, [stage.from_tokens for stage in stages])
+    for i, stage in enumerate(stages):
+        unknown = [name for name in stage.weights if name not in names]
+        bad = [name for name, weight in stage.weights.items() if not (math.isfinite(weight) and weight >= 0)]
+        if unknown or bad or not any(weight > 0 for weight in stage.weights.values()):
+            raise ConfigError(
+                f"{key}.{i} has no usable weights",
+                expected=f"weights of 0 or more, some above 0, of the sources {', '.join(names)}",
+                found=", ".join(f"{name}: {weight:g}" for name, weight in stage.weights.items()) or "none",
+                do="name only these sources, and give one of them weight",
+            )
+        if stage.curve != "constant" and i == len(stages) - 1:
+            raise ConfigError(
+                f"{key}.{i} has a curve that leads nowhere",
+                expected="a further stage, whose weights the curve ends at",
+                found=f"curve={stage.curve} in the last stage",
+                do="add the stage at which the curve ends, or set curve=constant",
             )
 
 

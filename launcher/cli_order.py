@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -75,7 +74,9 @@ def edit(
     from launcher.edits import edit as run_edit
 
     made = run_edit(run_dir_of(run), kind, arguments or [], from_step=from_step, after=after, dry_run=dry_run)
-    typer.echo(f"{'would be' if dry_run else 'entry'} {made.entry.seq}: {made}")
+    typer.echo(f"{'would be' if dry_run else 'entry'} {made.entry.seq}  {made}")
+    if after and not dry_run:
+        typer.echo(f"go on with `fmscale train ... --roll-back {after}`")
 
 
 @order_app.command("log")
@@ -83,11 +84,11 @@ def order_log(run: Run, as_json: AsJson = False) -> None:
     """Every edit of a run's order, oldest first, with the rows that quarantined chunks cost."""
     from launcher.edits import log
 
-    edits: Sequence[object] = log(run_dir_of(run))
+    edits = log(run_dir_of(run))
     if as_json:
-        typer.echo(json.dumps([each.to_json() for each in log(run_dir_of(run))]))
+        typer.echo(json.dumps([each.to_json() for each in edits]))
         return
-    for number, each in enumerate(edits):
-        typer.echo(f"{number:>3}  {each}")
+    for each in edits:
+        typer.echo(f"entry {each.entry.seq}  {each}")
     if not edits:
         typer.echo("no edits: the order is the one that the run began with")

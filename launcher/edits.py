@@ -8,24 +8,23 @@ trained. It is checked against the whole order before it is written: what would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fmscale.config import Config, SourceConfig, StageConfig, from_yaml
-from fmscale.corpus.ledger import FILE_NAME, Entry
-from fmscale.corpus.manifest import Manifest
-from fmscale.corpus.order import Order, spec_of
-from fmscale.corpus.quarantine import Lost, loss_of, substitute_of
-from fmscale.corpus.shards import Corpus
-from fmscale.corpus.sources import RunData, open_run_data, readable
-from fmscale.corpus.stages import stages_of
-from fmscale.corpus.steps import Step
-from fmscale.errors import ConfigError
-from fmscale.settings import load_settings
+from fmscale.config import Config, from_yaml
+from fmscale.corpus.ledger import FILE_NAME, Entry, Ledger
+from fmscale.corpus.order import Order
+from fmscale.corpus.quarantine import Lost, loss_of
+from fmscale.corpus.sources import open_run_data
+from fmscale.corpus.steps import Step, StepPlan
+from fmscale.errors import ConfigError, DataError
 from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.checkpoint_format import Commit
 from fmscale.training.lease import Lease
+from launcher.edit_arguments import PAYLOADS, Request, usage
 
 
 @dataclass(frozen=True)
@@ -42,31 +41,28 @@ class Edit:
 
     def __str__(self) -> str:
         """One line for people."""
-        if self.lost is not None:
-            return f"step {self.step.number:>7}  {self.lost}"
-        words = ", ".join(f"{name} {_short(value)}" for name, value in self.entry.payload.items())
-        return f"step {self.step.number:>7}  {self.entry.kind}: {words} (from row {self.entry.from_row:,})"
+        what = f"quarantine: {self.lost}" if self.lost is not None else f"{self.entry.kind}: {_words(self.entry)}"
+        return f"from step {self.step.number:,}  {what}"
 
 
 def edit(
     run_dir: Path, kind: str, arguments: Sequence[str], *, from_step: int = 0, after: str = "", dry_run: bool = False
 ) -> Edit:
-    """Add an entry to the run's ledger. dry_run: only say what it would be.
+    """Add an entry to the run's ledger. dry_run: only say what it would be, also while the run is being trained.
 
     from_step: 0 is the next one that the newest checkpoint (or `after`, to be rolled back to) has not trained.
     Raises ConfigError (arguments), DataError (an entry that does not fit), RunHeldError (the run is being trained).
     """
-    if kind not in _PAYLOADS:
-        raise _usage(f"`{kind}` is no kind of edit", ", ".join(_PAYLOADS), kind)
-    config = from_yaml((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml"))
-    with Lease(run_dir).held():
-        data = open_run_data(config)
-        consumed = _consumed(run_dir, after)
-        steps = data.order.steps
-        step = steps.step(from_step) if from_step else steps.step_from(steps.edge(consumed))
-        payload = _PAYLOADS[kind](config, data, arguments, step)
+    if kind not in PAYLOADS:
+        raise usage(f"`{kind}` is no kind of edit", ", ".join(PAYLOADS), kind)
+    config = _config(run_dir)
+    with contextlib.nullcontext() if dry_run else Lease(run_dir).held():
+        data, trained = open_run_data(config), _trained(run_dir, after)
+        steps, consumed = data.order.steps, trained.rows if trained else 0
+        step = _first_step(steps, from_step, trained)
+        payload = PAYLOADS[kind](Request(config, data, step), arguments)
         ledger = data.ledger.append(kind, payload, from_row=step.first_row, rows_consumed=consumed, steps=steps)
-        order = replace(data.order, ledger=ledger)  # refuses what does not fit
+        order = _ordered_by(ledger, data.order, step)
         if not dry_run:
             ledger.save(run_dir / FILE_NAME)
     return _told(ledger.entries[-1], order, config)
@@ -74,9 +70,15 @@ def edit(
 
 def log(run_dir: Path) -> list[Edit]:
     """Every entry of the run's ledger, oldest first."""
-    config = from_yaml((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml"))
+    config = _config(run_dir)
     order = open_run_data(config).order
     return [_told(entry, order, config) for entry in order.ledger.entries]
+
+
+def _config(run_dir: Path) -> Config:
+    """The run's, wherever the directory stands by now."""
+    config = from_yaml((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml"))
+    return replace(config, run=replace(config.run, root=str(run_dir.parent), name=run_dir.name))
 
 
 def _told(entry: Entry, order: Order, config: Config) -> Edit:
@@ -84,162 +86,56 @@ def _told(entry: Entry, order: Order, config: Config) -> Edit:
     return Edit(entry, order.steps.step_from(entry.from_row), lost)
 
 
-def _consumed(run_dir: Path, after: str) -> int:
-    """Rows that the checkpoint to go on from has trained."""
+def _trained(run_dir: Path, after: str) -> Commit | None:
+    """The checkpoint to go on from."""
     store = CheckpointStore(run_dir / "checkpoints")
     if not after:
-        newest = next(store.candidates(lambda text: None), None)
-        return newest.rows if newest else 0
+        return next(store.candidates(lambda text: None), None)
     commits = {commit.name: commit for commit in store.list()}
     if after not in commits:
-        raise _usage("no such checkpoint", "one that `fmscale checkpoint list` shows", after)
-    return commits[after].rows
+        raise usage("no such checkpoint", "one that `fmscale checkpoint list` shows", after)
+    return commits[after]
 
 
-def _weights(config: Config, data: RunData, arguments: Sequence[str], step: Step) -> dict[str, Any]:
-    """NAME=WEIGHT ..., sources that are left out get none."""
-    return {"weights": _named_weights(arguments, [source.name for source in data.order.sources])}
-
-
-def _stages(config: Config, data: RunData, arguments: Sequence[str], step: Step) -> dict[str, Any]:
-    """FILE.yaml with `stages:` as in the settings; tokens count from the run's beginning, curves are cut to pieces."""
-    if len(arguments) != 1:
-        raise _usage("`stages` takes one file", "fmscale order edit RUN stages FILE.yaml", " ".join(arguments))
-    planned: StagesFile = load_settings(StagesFile, arguments)
-    names = [source.name for source in data.order.sources]
-    unknown = sorted({name for stage in planned.stages for name in stage.weights if name not in names})
-    if unknown or not planned.stages:
-        raise _usage("the stages name no sources of this run", ", ".join(names), ", ".join(unknown) or "no stages")
-    begin = step.first_row * data.order.row_tokens
-    moved = [replace(stage, from_tokens=max(stage.from_tokens, begin)) for stage in planned.stages]
-    moved[0] = replace(moved[0], from_tokens=0)
-    pieces = stages_of(replace(config.data, sources=_plain(config, names), stages=moved), names, data.order.steps)
-    stages = [(max(piece.start, step.first_row), piece.weights) for piece in pieces]
-    return {"stages": [{"from_row": row, "weights": dict(zip(names, w, strict=True))} for row, w in stages]}
-
-
-def _source(config: Config, data: RunData, arguments: Sequence[str], step: Step) -> dict[str, Any]:
-    """NAME=CORPUS, then NAME=WEIGHT for all sources."""
-    name, _, path = (arguments[0] if arguments else "").partition("=")
-    if not name or not path:
-        raise _usage(
-            "`source` takes a name with its corpus, and all weights",
-            "fmscale order edit RUN source NAME=CORPUS NAME=WEIGHT OTHER=WEIGHT ...",
-            " ".join(arguments),
-        )
-    corpus = Corpus.open(path)
-    _require_tokenizer(corpus, data)
-    spec = spec_of(name, readable(config, corpus), corpus.manifest.generation)
-    names = [source.name for source in data.order.sources]
-    return {
-        "source": name,
-        "corpus": path,
-        "generation": corpus.manifest.generation,
-        "chunks": spec.chunks,
-        "chunk_tokens": spec.chunk_tokens,
-        "content_hash": spec.content_hash,
-        "weights": _named_weights(arguments[1:], [*names, name]),
-    }
-
-
-def _generation(config: Config, data: RunData, arguments: Sequence[str], step: Step) -> dict[str, Any]:
-    """NAME, for the newest generation of its corpus."""
-    name = _one_source(data, arguments, 1, "generation SOURCE")
-    corpus = Corpus.open(data.train[name].path)
-    spec = spec_of(name, readable(config, corpus), corpus.manifest.generation)
-    return {
-        "source": name,
-        "generation": corpus.manifest.generation,
-        "chunks": spec.chunks,
-        "content_hash": spec.content_hash,
-    }
-
-
-def _quarantine(config: Config, data: RunData, arguments: Sequence[str], step: Step) -> dict[str, Any]:
-    """NAME CHUNK; the substitute is the one that a run would choose."""
-    name = _one_source(data, arguments, 2, "quarantine SOURCE CHUNK")
-    source, chunk = [spec.name for spec in data.order.sources].index(name), _number(arguments[1], "chunk")
-    if chunk in data.order.substitutes(source):
-        raise _usage("the chunk is quarantined already", "another chunk", f"chunk {chunk} of {name}")
-    return {"source": name, "chunk": chunk, "substitute": substitute_of(data.order, source, chunk)}
-
-
-def _skip(config: Config, data: RunData, arguments: Sequence[str], step: Step) -> dict[str, Any]:
-    """STEPS: what that many steps would have read is left out."""
-    if len(arguments) != 1:
-        raise _usage("`skip` takes a number of steps", "fmscale order edit RUN skip STEPS", " ".join(arguments))
-    count = _number(arguments[0], "number of steps")
-    return {"rows": data.order.steps.rows_after(step.number - 1 + count) - step.first_row}
-
-
-_PAYLOADS: dict[str, Callable[[Config, RunData, Sequence[str], Step], dict[str, Any]]] = {
-    "weights": _weights,
-    "stages": _stages,
-    "source": _source,
-    "generation": _generation,
-    "quarantine": _quarantine,
-    "skip": _skip,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StagesFile:
-    stages: list[StageConfig] = field(default_factory=list)
-
-
-def _named_weights(arguments: Sequence[str], names: Sequence[str]) -> dict[str, float]:
-    """NAME=WEIGHT arguments as weights of all `names`."""
-    given: dict[str, float] = {}
-    for argument in arguments:
-        name, _, weight = argument.partition("=")
-        try:
-            given[name] = float(weight)
-        except ValueError:
-            raise _usage("a weight is no number", "NAME=WEIGHT ...", argument) from None
-    if not given or not given.keys() <= set(names):
-        unknown = ", ".join(sorted(given.keys() - set(names)))
-        raise _usage("weights are of the run's sources", ", ".join(names), unknown or "no weights")
-    return {name: given.get(name, 0.0) for name in names}
-
-
-def _one_source(data: RunData, arguments: Sequence[str], count: int, usage: str) -> str:
-    names = [source.name for source in data.order.sources]
-    if len(arguments) != count or arguments[0] not in names:
-        expected = f"fmscale order edit RUN {usage}, SOURCE one of {', '.join(names)}"
-        raise _usage("the edit names no source of this run", expected, " ".join(arguments) or "nothing")
-    return arguments[0]
-
-
-def _number(text: str, what: str) -> int:
-    if not text.isdecimal():
-        raise _usage(f"the {what} is no number", "0, 1, 2 ...", text)
-    return int(text)
-
-
-def _require_tokenizer(corpus: Corpus, data: RunData) -> None:
-    ours = Manifest.load(next(iter(data.train.values())).path).tokenizer["fingerprint"]
-    theirs = corpus.manifest.tokenizer["fingerprint"]
-    if ours != theirs:
+def _first_step(steps: StepPlan, from_step: int, trained: Commit | None) -> Step:
+    first = steps.step_from(steps.edge(trained.rows if trained else 0))
+    if from_step and from_step < first.number:
+        assert trained is not None, "step 1 can be edited until a checkpoint is there"
         raise ConfigError(
-            "the new source was made with another tokenizer",
-            expected=f"fingerprint {ours[:12]}, as in the run's sources",
-            found=f"{theirs[:12]} in {corpus.path}",
-            do="prepare it again with the run's tokenizer.model",
+            f"step {from_step} was trained already, and the past does not change",
+            expected=f"--from-step {first.number} or more",
+            found=f"--from-step {from_step}, where {trained.name} has trained {first.number - 1} steps",
+            do=f"use --from-step {first.number}; or name an older checkpoint with --after, and roll back to it then",
         )
+    return steps.step(from_step) if from_step else first
 
 
-def _plain(config: Config, names: Sequence[str]) -> dict[str, SourceConfig]:
-    """Settings of all sources, those that the ledger added too; stages from row 0 leave their weights unused."""
-    return {name: config.data.sources.get(name, SourceConfig(corpus="")) for name in names}
+def _ordered_by(ledger: Ledger, order: Order, step: Step) -> Order:
+    """The order by the new ledger. Raises what an entry that does not fit raises."""
+    later = [entry.from_row for entry in order.ledger.entries if entry.from_row > step.first_row]
+    try:
+        return replace(order, ledger=ledger)
+    except (ConfigError, DataError) as error:
+        if not later:
+            raise
+        raise DataError(
+            "the edit does not go together with later ones that are there already",
+            expected=f"one that leaves the {len(later)} entries from later steps as they are",
+            found=" ".join(str(error).split()),
+            do=f"use --from-step {order.steps.step_from(max(later)).number} or later (`fmscale order log` shows all)",
+        ) from error
+
+
+def _words(entry: Entry) -> str:
+    """What an entry says, but hashes: those are in the ledger."""
+    hidden = ("content_hash", "chunk_tokens")
+    return ", ".join(f"{name} {_short(value)}" for name, value in entry.payload.items() if name not in hidden)
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list):
-        return f"{len(value)} of them"
+        return f"{len(value):,}, the first from row {value[0]['from_row']:,} by {_short(value[0]['weights'])}"
     if isinstance(value, dict):
-        return " ".join(f"{name}={number:g}" for name, number in value.items())
-    return value[:16] if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def _usage(what: str, expected: str, found: str) -> ConfigError:
-    return ConfigError(what, expected=expected, found=found, do="see docs/order.md, Edits")
+        total = sum(value.values())
+        return " ".join(f"{name}={100 * number / total:.4g}%" for name, number in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)

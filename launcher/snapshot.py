@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.config import Config, flatten, from_yaml, to_yaml
-from fmscale.corpus.sources import begin_ledger
+from fmscale.corpus.ledger import FILE_NAME, Ledger
+from fmscale.corpus.sources import begin_ledger, with_added
 from fmscale.durable import replace
 from fmscale.errors import CheckpointError
 from fmscale.resume import check_resume
@@ -30,7 +31,8 @@ def changes(config: Config) -> dict[str, str]:
     """
     file, checkpoints = config.run_dir / "config.yaml", config.run_dir / "checkpoints"
     if file.exists():
-        old = from_yaml(file.read_text(), str(file))
+        ledger = Ledger.load(config.run_dir / FILE_NAME)
+        old, config = (with_added(each, ledger) for each in (from_yaml(file.read_text(), str(file)), config))
         check_resume(old, config)
         before, after = dict(flatten(old)), dict(flatten(config))
         keys = sorted(before.keys() | after.keys())

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.config import Config
+from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.mix import reading_plan, require_epochs
-from fmscale.corpus.sources import open_run_data, resolve
+from fmscale.corpus.sources import open_run_data, resolve, without_added
 from fmscale.durable import replace
 from fmscale.errors import ConfigError
 from fmscale.observe.metrics import last_step, summary
@@ -27,7 +28,7 @@ from launcher.supervise import die_with_parent, finished, supervise
 def check(config: Config) -> Config:
     """`config` with what its corpora know filled in. Raises ConfigError or DataError."""
     world = int(os.environ.get("WORLD_SIZE", "1")) if _is_rank(config) else None
-    validate(config, world)
+    validate(without_added(config, Ledger.load(config.run_dir / FILE_NAME)), world)
     return resolve(config)
 
 

@@ -90,7 +90,7 @@ class Corpus:
         return Corpus(self.path, self.split, self._generations[: generation + 1])
 
     def check_shards(self) -> None:
-        """Raises DataError unless all shards are there and have their sizes; an opening that is not lenient did this."""
+        """Raises DataError unless all shards are there and have their sizes: what a lenient opening left out."""
         for generation in self._generations:
             generation.check_shards()
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fmscale.config import Config
+from fmscale.config import Config, SourceConfig
 from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.order import Order, order_from_config
@@ -171,5 +171,24 @@ def newest_generation(ledger: Ledger, name: str) -> int:
 
 def corpus_paths(config: Config, ledger: Ledger) -> dict[str, str]:
     """Where the corpus of each source stands: as the settings say, else as the ledger entry that added it does."""
-    added = {entry.payload["source"]: entry.payload["corpus"] for entry in ledger.entries if entry.kind == "source"}
-    return added | {name: source.corpus for name, source in config.data.sources.items()}
+    return _added(ledger) | {name: source.corpus for name, source in config.data.sources.items()}
+
+
+def without_added(config: Config, ledger: Ledger) -> Config:
+    """Only the sources that the run began with: settings may say where the corpora of others stand, and no more."""
+    return _with_sources(config, {n: s for n, s in config.data.sources.items() if n not in _added(ledger)})
+
+
+def with_added(config: Config, ledger: Ledger) -> Config:
+    """All sources: those that the ledger added and the settings do not name, too."""
+    added = {name: SourceConfig(corpus=path) for name, path in _added(ledger).items()}
+    return _with_sources(config, added | config.data.sources)
+
+
+def _with_sources(config: Config, sources: dict[str, SourceConfig]) -> Config:
+    return replace(config, data=replace(config.data, sources=sources))
+
+
+def _added(ledger: Ledger) -> dict[str, str]:
+    """Corpus by name of the sources that entries added."""
+    return {entry.payload["source"]: entry.payload["corpus"] for entry in ledger.entries if entry.kind == "source"}

@@ -1,0 +1,200 @@
+"""The arguments of `fmscale order edit` -> the payload of a ledger entry, one function a kind of edit.
+
+    PAYLOADS["weights"](Request(config, data, step), ["web=0.5", "books=0.5"])
+
+Sources, generations and quarantined chunks are those at the edit's first step: entries of later steps may be there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from fmscale.config import Config, SourceConfig, StageConfig
+from fmscale.corpus.manifest import Manifest
+from fmscale.corpus.order import Order, spec_of
+from fmscale.corpus.quarantine import substitute_of
+from fmscale.corpus.shards import Corpus
+from fmscale.corpus.sources import RunData, newest_generation, open_train, readable
+from fmscale.corpus.stages import stages_of
+from fmscale.corpus.steps import Step
+from fmscale.errors import ConfigError
+from fmscale.settings import load_settings
+from fmscale.validate import check_stages
+
+
+@dataclass(frozen=True)
+class Request:
+    config: Config
+    data: RunData
+    step: Step
+    """The first step for which the edit is to hold."""
+
+    @cached_property
+    def order(self) -> Order:
+        """As it is there."""
+        return self.data.order.as_of(self.step.first_row)
+
+    @property
+    def names(self) -> list[str]:
+        return [source.name for source in self.order.sources]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagesFile:
+    stages: list[StageConfig] = field(default_factory=list)
+
+
+def _weights(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+    """NAME=WEIGHT ..., sources that are left out get none."""
+    return {"weights": _named_weights(arguments, request.names)}
+
+
+def _stages(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+    """FILE.yaml with `stages:` as in the settings; tokens count from the run's beginning, curves are cut to pieces."""
+    if len(arguments) != 1:
+        raise usage("`stages` takes one file", "fmscale order edit RUN stages FILE.yaml", " ".join(arguments))
+    planned = load_settings(StagesFile, arguments).stages
+    names, steps, first_row = request.names, request.order.steps, request.step.first_row
+    check_stages(planned, names, "stages")
+    begin = first_row * request.order.row_tokens
+    if not planned or planned[0].from_tokens > begin:
+        raise usage(
+            "the stages leave a gap before the first of them",
+            f"one with from_tokens of {begin:,} or less, where step {request.step.number} begins",
+            f"the first from {planned[0].from_tokens:,.0f} tokens on" if planned else f"no `stages` in {arguments[0]}",
+        )
+    sources = {name: SourceConfig(corpus="") for name in names}  # their weights end before the edit begins
+    pieces = stages_of(replace(request.config.data, sources=sources, stages=planned), names, steps)
+    in_force = [piece for piece in pieces if piece.start <= first_row][-1]
+    pieces = (in_force._replace(start=first_row), *(piece for piece in pieces if piece.start > first_row))
+    return {"stages": [{"from_row": row, "weights": dict(zip(names, w, strict=True))} for row, w in pieces]}
+
+
+def _source(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+    """NAME=CORPUS, then NAME=WEIGHT for all sources."""
+    name, _, path = (arguments[0] if arguments else "").partition("=")
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not path:
+        raise usage(
+            "`source` takes a name with its corpus, and all weights",
+            "fmscale order edit RUN source NAME=CORPUS NAME=WEIGHT OTHER=WEIGHT ...",
+            " ".join(arguments) or "nothing",
+        )
+    if name in [source.name for source in request.data.order.sources]:
+        raise usage("the run has a source of this name", "another name", name)
+    corpus = open_train(request.config, path)
+    _require_tokenizer(corpus, request.data)
+    spec = spec_of(name, readable(request.config, corpus), corpus.manifest.generation)
+    return {
+        "source": name,
+        "corpus": os.path.abspath(path),  # the run's processes may stand elsewhere
+        "generation": corpus.manifest.generation,
+        "chunks": spec.chunks,
+        "chunk_tokens": spec.chunk_tokens,
+        "content_hash": spec.content_hash,
+        "weights": _named_weights(arguments[1:], [*request.names, name]),
+    }
+
+
+def _generation(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+    """NAME, for the newest generation of its corpus."""
+    name = _one_source(request, arguments, 1, "generation SOURCE")
+    corpus = open_train(request.config, request.data.train[name].path)
+    newest, known = corpus.manifest.generation, newest_generation(request.order.ledger, name)
+    if newest <= known:
+        raise usage(
+            f"the corpus of source `{name}` has no newer generation",
+            f"generation {known + 1} in {corpus.path}",
+            f"generation {newest}, which the run reads already",
+        )
+    spec = spec_of(name, readable(request.config, corpus), newest)
+    return {"source": name, "generation": newest, "chunks": spec.chunks, "content_hash": spec.content_hash}
+
+
+def _quarantine(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+    """NAME CHUNK; the substitute is the one that a run would choose."""
+    name = _one_source(request, arguments, 2, "quarantine SOURCE CHUNK")
+    source, chunk = request.names.index(name), _number(arguments[1], "chunk")
+    chunks = request.order.sources[source].chunks
+    if chunk >= chunks:
+        raise usage(f"source `{name}` has no such chunk", f"0 to {chunks - 1}", str(chunk))
+    if chunk in request.order.substitutes(source):
+        raise usage("the chunk is quarantined already", "another chunk", f"chunk {chunk} of {name}")
+    substitute = substitute_of(request.data.order, source, chunk, request.step.first_row)
+    return {"source": name, "chunk": chunk, "substitute": substitute}
+
+
+def _skip(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
+    """STEPS: what that many steps would have read is left out."""
+    count = _number(arguments[0], "number of steps") if len(arguments) == 1 else 0
+    if not count:
+        found = " ".join(arguments) or "nothing"
+        raise usage("`skip` takes a number of steps, 1 or more", "fmscale order edit RUN skip STEPS", found)
+    step = request.step
+    return {"rows": request.order.steps.rows_after(step.number - 1 + count) - step.first_row}
+
+
+PAYLOADS: dict[str, Callable[[Request, Sequence[str]], dict[str, Any]]] = {
+    "weights": _weights,
+    "stages": _stages,
+    "source": _source,
+    "generation": _generation,
+    "quarantine": _quarantine,
+    "skip": _skip,
+}
+
+
+def _named_weights(arguments: Sequence[str], names: Sequence[str]) -> dict[str, float]:
+    """NAME=WEIGHT arguments as weights of all `names`."""
+    given: dict[str, float] = {}
+    for argument in arguments:
+        name, _, weight = argument.partition("=")
+        if name in given:
+            raise usage("a source has two weights", f"{name}=WEIGHT once", argument)
+        try:
+            given[name] = float(weight)
+        except ValueError:
+            raise usage("a weight is no number", "NAME=WEIGHT ...", argument) from None
+    possible = all(math.isfinite(weight) and weight >= 0 for weight in given.values())
+    if not given.keys() <= set(names) or not possible or not any(given.values()):
+        expected = f"NAME=WEIGHT of {', '.join(names)}: 0 or more, some above 0"
+        raise usage("these are no weights of the run's sources", expected, " ".join(arguments) or "no weights")
+    return {name: given.get(name, 0.0) for name in names}
+
+
+def _one_source(request: Request, arguments: Sequence[str], count: int, takes: str) -> str:
+    if len(arguments) != count or arguments[0] not in request.names:
+        expected = f"fmscale order edit RUN {takes}, SOURCE one of {', '.join(request.names)}"
+        raise usage(
+            f"the edit does not name a source of the run at step {request.step.number}",
+            expected,
+            " ".join(arguments) or "nothing",
+        )
+    return arguments[0]
+
+
+def _number(text: str, what: str) -> int:
+    if not text.isdecimal():
+        raise usage(f"the {what} is no number", "0, 1, 2 ...", text)
+    return int(text)
+
+
+def _require_tokenizer(corpus: Corpus, data: RunData) -> None:
+    ours = Manifest.load(next(iter(data.train.values())).path).tokenizer["fingerprint"]
+    theirs = corpus.manifest.tokenizer["fingerprint"]
+    if ours != theirs:
+        raise ConfigError(
+            "the new source was made with another tokenizer",
+            expected=f"fingerprint {ours[:12]}, as in the run's sources",
+            found=f"{theirs[:12]} in {corpus.path}",
+            do="prepare it again with the run's tokenizer.model",
+        )
+
+
+def usage(what: str, expected: str, found: str) -> ConfigError:
+    return ConfigError(what, expected=expected, found=found, do="see docs/order.md, Edits")

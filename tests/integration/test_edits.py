@@ -1,0 +1,339 @@
+"""`fmscale order edit` as a user meets it: the past stays, the future is what the ledger says, mistakes are told."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fmscale.config import Config, load
+from fmscale.corpus.ledger import FILE_NAME, Ledger
+from fmscale.corpus.order import Order
+from fmscale.corpus.replay import replay
+from fmscale.corpus.sources import open_run_data
+from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.lease import Lease
+from launcher import cli
+from launcher.snapshot import enter
+from launcher.start import check
+from tests.corpora import grow_corpus, make_corpus
+from tests.integration.test_train import go, hashes
+from tests.ranks import RankError
+from tests.runs import TINY
+
+pytestmark = pytest.mark.processes
+
+TRAINED, ROWS = 8, 8
+"""Steps that the run of these tests has trained, and rows of each."""
+
+
+def fmscale(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of the command, in this process: its start would take most of the time."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    sys.argv = ["fmscale", *arguments]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            cli.main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        sys.argv = argv
+    return code, out.getvalue(), err.getvalue()
+
+
+def succeeds(*arguments: str) -> str:
+    code, out, err = fmscale(*arguments)
+    assert code == 0, err
+    return out
+
+
+def settings(root: Path, *more: str) -> list[str]:
+    (root / "tiny.yaml").write_text(TINY)
+    place = [str(root / "tiny.yaml"), f"run.root={root}", "run.name=run", "data.window_chunks=2"]
+    return [*place, *(f"data.sources.{name}.corpus={root / name}" for name in ("web", "books")), *more]
+
+
+def config_of(root: Path, *more: str) -> Config:
+    given = settings(root, *more)
+    return check(load(given[:1], given[1:]))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two sources after 8 steps, checkpoints after 4 and 8."""
+    root = tmp_path_factory.mktemp("edits")
+    for number, name in enumerate(("web", "books", "code")):
+        make_corpus(root / name, chunks=20 + 9 * number, seed=number)
+    make_corpus(root / "foreign", chunks=3, pieces=461)
+    go(config_of(root, f"train.steps={TRAINED}"))
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path, trained: Path) -> Path:
+    """The same, to be edited: with corpora of its own, which may grow."""
+    shutil.copytree(trained, tmp_path / "root")
+    enter(config_of(tmp_path / "root", f"train.steps={TRAINED}"))
+    return tmp_path / "root"
+
+
+def replayed(root: Path, first: int, last: int, *more: str) -> list[str]:
+    return [record["batch_hash"] for record in replay(config_of(root, *more), first, last - first + 1, dp=1)]
+
+
+def order_of(root: Path) -> Order:
+    return open_run_data(config_of(root)).order
+
+
+def rows_of_steps(first: int, last: int) -> list[int]:
+    return list(range(ROWS * (first - 1), ROWS * last))
+
+
+def stages_file(root: Path, *lines: str) -> str:
+    (root / "stages.yaml").write_text("stages:\n" + "".join(f"  - {line}\n" for line in lines))
+    return str(root / "stages.yaml")
+
+
+def weights(before: Order, after: Order) -> None:
+    at = after.locate(rows_of_steps(9, 40))
+    assert np.bincount(at.source).tolist() == [64, 192]  # of 256 rows, a quarter are of `books`
+
+
+def stages(before: Order, after: Order) -> None:
+    assert set(after.locate(rows_of_steps(9, 16)).source) == {0}
+    assert np.bincount(after.locate(rows_of_steps(17, 32)).source, minlength=2).tolist() == [64, 64]
+
+
+def source(before: Order, after: Order) -> None:
+    assert [each.name for each in after.sources] == ["books", "web", "code"]
+    at = after.locate(rows_of_steps(9, 40))
+    assert np.bincount(at.source).tolist() == [64, 64, 128]
+    assert sorted(at.position[at.source == 2]) == list(range(128))
+
+
+def generation(before: Order, after: Order) -> None:
+    assert (before.sources[1].chunks, after.sources[1].chunks) == (20, 31)
+    at = after.locate(rows_of_steps(9, 40))
+    assert set(at.chunk[at.source == 1][:124]) == set(range(31))
+
+
+def quarantine(before: Order, after: Order) -> None:
+    at, plain = after.locate(rows_of_steps(9, 60)), before.locate(rows_of_steps(9, 60))
+    assert ((at.chunk == plain.chunk) | (plain.chunk == 3)).all()
+    assert 3 not in at.chunk[at.source == 0]
+
+
+def skip(before: Order, after: Order) -> None:
+    there, here = before.locate(rows_of_steps(12, 30)), after.locate(rows_of_steps(9, 27))
+    assert all((a == b).all() for a, b in zip(there, here, strict=True))
+
+
+KINDS: list[tuple[Callable[[Order, Order], None], list[str], str]] = [
+    (weights, ["web=3", "books=1"], "weights: weights books=25% web=75%"),
+    (stages, ["STAGES"], "stages: stages 2, the first from row 64 by books=100% web=0%"),
+    (
+        source,
+        ["code=CODE", "web=1", "books=1", "code=2"],
+        "chunks 38, weights books=25% web=25% code=50%",
+    ),
+    (generation, ["web"], "generation: source web, generation 1, chunks 31"),
+    (quarantine, ["books", "3"], "quarantine: source books: chunk 3 is quarantined from row 64 on, chunk "),
+    (skip, ["3"], "skip: rows 24"),
+]
+
+
+@pytest.mark.parametrize(("effect", "arguments", "told"), KINDS, ids=[kind[0].__name__ for kind in KINDS])
+def test_each_kind_changes_the_future_alone(
+    root: Path, effect: Callable[[Order, Order], None], arguments: list[str], told: str
+) -> None:
+    if effect is generation:
+        grow_corpus(root / "web", chunks=11)
+    file = stages_file(root, "{weights: {books: 1}}", "{from_tokens: 8192, weights: {books: 2, web: 2}}")
+    arguments = [argument.replace("STAGES", file).replace("CODE", str(root / "code")) for argument in arguments]
+    before, hashes_before = order_of(root), replayed(root, 1, 30)
+    files = {path: path.read_bytes() for path in sorted((root / "run").rglob("*")) if path.is_file()}
+    command = ["order", "edit", str(root / "run"), effect.__name__, *arguments]
+
+    assert succeeds(*command, "--dry-run").startswith("would be 0  from step 9  ")
+    assert {path: path.read_bytes() for path in sorted((root / "run").rglob("*")) if path.is_file()} == files
+    out = succeeds(*command)
+    assert out.startswith("entry 0  from step 9  ")
+    assert told in out
+    assert out.strip() == succeeds("order", "log", str(root / "run")).strip()
+    (entry,) = json.loads(succeeds("order", "log", str(root / "run"), "--json"))
+    assert (entry["step"], entry["from_row"], entry["kind"], entry["seq"]) == (9, 64, effect.__name__, 0)
+
+    effect(before, order_of(root))
+    after = replayed(root, 1, 30)
+    assert after[:TRAINED] == hashes_before[:TRAINED] == hashes(config_of(root))
+    assert after[TRAINED:] != hashes_before[TRAINED:]
+
+
+def test_all_kinds_in_one_run_that_goes_on_with_other_ranks(root: Path) -> None:
+    """One after the other, each from a later step than the one before; then the run trains across all of them."""
+    past = hashes(config_of(root))
+    grow_corpus(root / "web", chunks=11)
+    run = str(root / "run")
+    file = stages_file(root, "{weights: {books: 1}, curve: linear}", "{from_tokens: 9e3, weights: {web: 1}}")
+    edits = [
+        ["weights", "web=3", "books=1"],
+        ["source", f"code={root / 'code'}", "code=2", "web=1"],
+        ["generation", "web"],
+        ["quarantine", "code", "5"],
+        ["skip", "2"],
+        ["stages", file],
+    ]
+    for step, each in enumerate(edits, 9):
+        out = succeeds("order", "edit", run, *each, "--from-step", str(step))
+        assert f"from step {step}  {each[0]}: " in out
+    # An entry for a step before others, written last: chunk 1 is read no more from there on.
+    succeeds("order", "edit", run, "quarantine", "web", "1", "--from-step", "10")
+    go(config_of(root, "train.steps=20", "parallel.dp=2"))  # nothing in the settings speaks of the new source
+    assert hashes(config_of(root))[:TRAINED] == past
+    assert hashes(config_of(root)) == replayed(root, 1, 20)
+    shown = json.loads(succeeds("order", *settings(root), "--from", "20", "--json"))
+    assert shown[0]["batch_hash"] == hashes(config_of(root))[19]
+    log = succeeds("order", "log", run).splitlines()
+    assert [line.split("  ")[1] for line in log] == [f"from step {step}" for step in (9, 10, 11, 12, 13, 14, 10)]
+
+    # The corpus of the new source moves, and the command says where to; nothing else may be said of it.
+    (root / "code").rename(root / "moved")
+    code, _, err = fmscale("train", "--dry-run", *settings(root, "train.steps=24"))
+    assert code == 3
+    assert "manifest.json" in err
+    moved = f"data.sources.code.corpus={root / 'moved'}"
+    code, _, err = fmscale("train", "--dry-run", *settings(root, moved, "data.sources.code.weight=5"))
+    assert code == 2
+    assert "data.sources.code.weight: 1.0 -> 5.0" in err
+    assert "code: " in succeeds("train", "--dry-run", *settings(root, moved, "train.steps=24"))
+    go(config_of(root, moved, "train.steps=22"))
+    assert hashes(config_of(root)) == replayed(root, 1, 22, moved)
+
+
+def test_after_an_older_checkpoint_and_a_roll_back(root: Path) -> None:
+    run, config = str(root / "run"), config_of(root, "train.steps=12")
+    older, newest = [commit.name for commit in CheckpointStore(root / "run" / "checkpoints").list()]
+    past, whole = hashes(config), replayed(root, 1, 12)
+    out = succeeds("order", "edit", run, "skip", "1", "--after", older)
+    assert "entry 0  from step 5  skip: rows 8" in out
+    assert out.endswith(f"go on with `fmscale train ... --roll-back {older}`\n")
+    with pytest.raises(RankError, match=rf"\(skip\) changes rows that {newest} has trained(?s:.*)--roll-back"):
+        go(config)
+    go(config, env={"FMSCALE_ROLL_BACK": older})
+    assert hashes(config) == past[:4] + replayed(root, 5, 12)
+    assert not set(hashes(config)[4:]) & set(whole), "rows have their numbers in the hash"
+
+
+def test_a_run_that_is_being_trained_is_left_alone_and_its_holder_is_named(root: Path) -> None:
+    with Lease(root / "run").held():
+        code, _, err = fmscale("order", "edit", str(root / "run"), "skip", "1")
+        assert code == 5
+        assert "another process holds this run" in err
+        assert "found: process " in err
+        assert "from step 9  skip" in succeeds("order", "edit", str(root / "run"), "skip", "1", "--dry-run")
+    assert not (root / "run" / FILE_NAME).exists() or Ledger.load(root / "run" / FILE_NAME) == Ledger()
+
+
+MISTAKES: list[tuple[list[str], int, list[str]]] = [
+    (["rewind"], 2, ["`rewind` is no kind of edit", "weights, stages, source, generation, quarantine, skip"]),
+    (["weights"], 2, ["no weights of the run's sources", "found: no weights", "NAME=WEIGHT of books, web"]),
+    (["weights", "web"], 2, ["a weight is no number", "found: web"]),
+    (["weights", "web=much"], 2, ["a weight is no number", "found: web=much"]),
+    (["weights", "web=nan"], 2, ["no weights of the run's sources", "found: web=nan"]),
+    (["weights", "web=0"], 2, ["no weights of the run's sources", "some above 0"]),
+    (["weights", "web=1", "wiki=1"], 2, ["no weights of the run's sources", "of books, web:"]),
+    (["weights", "web=1", "web=2"], 2, ["a source has two weights", "web=WEIGHT once"]),
+    (["weights", "web=1", "books=1e-9"], 2, ["the weight of source `books` is too small", "1/65536"]),
+    (["stages"], 2, ["`stages` takes one file", "stages FILE.yaml"]),
+    (["stages", "absent.yaml"], 2, ["a config file is missing", "absent.yaml"]),
+    (["stages", "LATE"], 2, ["leave a gap before the first", "4,096 or less, where step 9", "from 9,000 tokens"]),
+    (["stages", "EMPTY"], 2, ["leave a gap before the first", "no `stages` in "]),
+    (["stages", "FOREIGN"], 2, ["stages.0 has no usable weights", "sources books, web", "found: wiki: 1"]),
+    (["stages", "DANGLING"], 2, ["stages.0 has a curve that leads nowhere"]),
+    (["source"], 2, ["`source` takes a name with its corpus", "found: nothing"]),
+    (["source", "a.b=CODE", "web=1"], 2, ["`source` takes a name with its corpus"]),
+    (["source", "web=CODE", "web=1"], 2, ["the run has a source of this name"]),
+    (["source", "code=/nowhere", "code=1"], 3, ["/nowhere"]),
+    (["source", "code=CODE"], 2, ["no weights of the run's sources", "of books, web, code:"]),
+    (["source", "code=FOREIGN_CORPUS", "code=1"], 2, ["made with another tokenizer", "run's tokenizer.model"]),
+    (["generation", "wiki"], 2, ["does not name a source of the run at step 9", "SOURCE one of books, web"]),
+    (["generation", "web"], 2, ["`web` has no newer generation", "expected: generation 1 in ", "found: generation 0"]),
+    (["quarantine", "web"], 2, ["does not name a source of the run", "quarantine SOURCE CHUNK"]),
+    (["quarantine", "web", "three"], 2, ["the chunk is no number", "found: three"]),
+    (["quarantine", "web", "20"], 2, ["source `web` has no such chunk", "0 to 19"]),
+    (["skip"], 2, ["`skip` takes a number of steps", "found: nothing"]),
+    (["skip", "0"], 2, ["`skip` takes a number of steps, 1 or more", "found: 0"]),
+    (["skip", "some"], 2, ["the number of steps is no number"]),
+    (["skip", "1", "--from-step", "3"], 2, ["step 3 was trained already", "use --from-step 9;", "has trained 8 steps"]),
+    (["skip", "1", "--after", "step-9"], 2, ["no such checkpoint", "found: step-9"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES, ids=[" ".join(m[0]) for m in MISTAKES])
+def test_a_mistake_is_one_clear_message_and_changes_nothing(
+    trained: Path, tmp_path: Path, arguments: Sequence[str], code: int, words: list[str]
+) -> None:
+    files = {
+        "LATE": stages_file(tmp_path, "{from_tokens: 9e3, weights: {web: 1}}"),
+        "FOREIGN_CORPUS": str(trained / "foreign"),
+        "CODE": str(trained / "code"),
+    }
+    for name, content in (
+        ("EMPTY", "stages: []\n"),
+        ("FOREIGN", "stages: [{weights: {wiki: 1}}]\n"),
+        ("DANGLING", "stages: [{weights: {web: 1}, curve: cosine}]\n"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(content)
+        files.setdefault(name, str(tmp_path / f"{name}.yaml"))
+    for name, path in files.items():
+        arguments = [path if a == name else a.replace(f"={name}", f"={path}") for a in arguments]
+    found, out, err = fmscale("order", "edit", str(trained / "run"), *arguments)
+    assert found == code, out + err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) <= 6
+    assert "Traceback" not in err
+    for each in words:
+        assert each in err
+    assert succeeds("order", "log", str(trained / "run")).startswith("no edits")
+
+
+def test_an_edit_that_later_ones_do_not_allow_says_where_it_may_begin(root: Path) -> None:
+    run = str(root / "run")
+    succeeds("order", "edit", run, "weights", "web=1", "books=1", "--from-step", "12")
+    code, _, err = fmscale("order", "edit", run, "source", f"code={root / 'code'}", "code=1", "--from-step", "10")
+    assert code == 3
+    assert "does not go together with later ones that are there already" in err
+    assert "use --from-step 12 or later" in err
+    assert len(err.splitlines()) <= 6
+    succeeds("order", "edit", run, "source", f"code={root / 'code'}", "code=1", "--from-step", "12")
+    assert fmscale("order", "edit", run, "quarantine", "code", "1", "--from-step", "11")[0] == 2  # not there yet
+    succeeds("order", "edit", run, "quarantine", "web", "1", "--from-step", "11")
+    code, _, err = fmscale("order", "edit", run, "quarantine", "web", "1", "--from-step", "13")
+    assert "quarantined already" in err
+
+
+def test_order_alone_and_its_help(trained: Path) -> None:
+    for arguments in (["order"], ["order", "--help"]):
+        _, out, err = fmscale(*arguments)
+        assert all(word in out + err for word in ("show", "edit", "log"))
+    line = succeeds("order", *settings(trained), "--from", "2", "--dp", "2")
+    assert line.startswith(
+        f"step 2  batch_hash {hashes(config_of(trained))[1]}  sequences of 64  rows by rank: 8..11  12..15"
+    )
+    assert line == succeeds("order", "show", *settings(trained), "--from", "2", "--dp", "2")
+    assert fmscale("order", "log", str(trained / "absent"))[0] == 2
+    assert fmscale("order", "edit", str(trained / "absent"), "skip", "1")[0] == 2
+
+
+def test_a_run_that_never_started_can_be_edited_from_its_first_step(root: Path) -> None:
+    shutil.rmtree(root / "run")
+    enter(config_of(root))
+    assert "from step 1  skip" in succeeds("order", "edit", str(root / "run"), "skip", "1")

@@ -1,38 +1,56 @@
 """`fmscale data mix`: what a run will read, as tables and as a plot, before anything is trained.
 
-The plot in the terminal is the share of each source over the run's tokens, one letter a source; `--plot FILE` draws
-the same with matplotlib, and what each source will have given by then.
+The plot in the terminal is the share of each source over the run's tokens, a colour (or a letter) a source; `--plot
+FILE` draws the same with matplotlib, and what each source will have given by then.
 """
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from fmscale.corpus.mix import ReadingPlan, weights_at
+from fmscale.corpus.mix import ReadingPlan, StageReading, weights_at
 from fmscale.corpus.order import Order
 from fmscale.errors import ConfigError
 
-COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "white")
+COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_black")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WIDTH, HEIGHT = 60, 10
+MOST_STAGES = 12
+"""Stages that a table shows; the ones in the middle of more are left out, and said to be."""
 
 
 def show(console: Console, plan: ReadingPlan, order: Order) -> None:
     """Print the plan: sources, stages, and the plot."""
-    console.print(_sources(plan))
-    console.print(_stages(plan))
-    console.print(_plot(plan, order))
-    lines = [f"{plan.tokens:,} tokens in {plan.steps:,} steps"]
-    lines += [f"from step {step:,}: {what} {value:,}" for what, step, value in plan.schedule]
+    marks = _marks(console, len(plan.sources))
+    count = len(plan.sources)
+    head = f"{tokens(plan.tokens)} tokens in {plan.steps:,} steps, from {count} source{'s' * (count > 1)}"
+    console.print(Text(head, style="bold"))
+    console.print(_sources(plan, marks))
+    console.print(_stages(plan, marks))
+    console.print(_plot(plan, order, marks))
+    lines = [f"from step {step:,}: {what} {value:,}" for what, step, value in plan.schedule]
+    lines += [f"from step {step:,}: edit, {kind}" for kind, step in plan.edits[:MOST_STAGES]]
+    if len(plan.edits) > MOST_STAGES:
+        lines.append(f"and {len(plan.edits) - MOST_STAGES:,} edits more: `fmscale order log` shows them")
     lines.append(f"no source is ever further than {plan.deviation_rows:.2f} rows from its share")
     console.print("\n".join(lines), highlight=False)
+
+
+def tokens(count: float) -> str:
+    """A number of tokens for people: to the last one below a million, else four digits and a unit."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.4g} {unit}"
+    return f"{count:,.0f}"
 
 
 def save_plot(path: Path, plan: ReadingPlan, order: Order) -> None:
@@ -46,6 +64,7 @@ def save_plot(path: Path, plan: ReadingPlan, order: Order) -> None:
         )
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import FuncFormatter
     except ImportError:
         raise ConfigError(
             "the plot needs matplotlib",
@@ -53,67 +72,105 @@ def save_plot(path: Path, plan: ReadingPlan, order: Order) -> None:
             found="matplotlib is not installed",
             do="pip install 'fmscale[plot]', or leave --plot out: the terminal shows the plot too",
         ) from None
-    tokens, shares, given = _series(plan, order, 400)
+    trained, shares, given = _series(plan, order, 400)
+    ends = np.append(trained, plan.tokens)
     names = [source.name for source in plan.sources]
     figure = Figure(figsize=(9, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    upper.stackplot(tokens, shares.T, labels=names, step="post")
-    upper.set(ylabel="share of rows", ylim=(0, 1), title=f"{plan.tokens:,} tokens in {plan.steps:,} steps")
-    upper.legend(loc="upper right")
-    for name, column in zip(names, given.T, strict=True):
-        lower.plot(tokens, column, label=name)
+    upper.stackplot(ends, np.vstack([shares, shares[-1:]]).T, labels=names, step="post")
+    upper.set(ylabel="share of rows", ylim=(0, 1))
+    figure.legend(loc="outside upper left", ncols=6, frameon=False)
+    figure.suptitle(f"{tokens(plan.tokens)} tokens in {plan.steps:,} steps", x=0.99, ha="right", fontsize="medium")
+    for source, column in zip(plan.sources, given.T, strict=True):
+        lower.plot(ends, [*column, source.tokens], label=source.name)
     lower.set(xlabel="tokens trained", ylabel="tokens read of each source", xlim=(0, plan.tokens))
+    for axis in (lower.xaxis, lower.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tokens(value)))
     for stage in plan.stages[1:]:
         for axes in (upper, lower):
             axes.axvline(stage.first_token, color="black", linewidth=0.7, linestyle=":")
     figure.savefig(path)
 
 
-def _sources(plan: ReadingPlan) -> Table:
-    table = Table(title="Sources", title_justify="left")
-    for heading in ("source", "tokens", "share", "epochs", "one epoch", "max epochs", "tokens beyond"):
-        table.add_column(heading, justify="left" if heading == "source" else "right")
-    for number, source in enumerate(plan.sources):
-        table.add_row(
-            Text(f"{_letter(number)} {source.name}", style=_colour(number)),
-            f"{source.tokens:,}",
-            f"{100 * source.tokens / max(1, plan.tokens):.2f} %",
-            f"{source.epochs:.2f}",
-            f"{source.epoch_tokens:,}",
-            f"{source.max_epochs:g}" if source.max_epochs else "-",
-            f"{source.tokens_beyond:,}" if source.max_epochs else "-",
-        )
+def _marks(console: Console, sources: int) -> list[tuple[str, str]]:
+    """(character, style) by which each source is known: a colour where there are some and enough, else a letter."""
+    coloured = console.is_terminal and not console.no_color and sources <= len(COLOURS)
+    block = "#" if console.options.ascii_only else "\u2588"
+    return [
+        (block if coloured else LETTERS[number % len(LETTERS)], COLOURS[number % len(COLOURS)])
+        for number in range(sources)
+    ]
+
+
+def _sources(plan: ReadingPlan, marks: list[tuple[str, str]]) -> Table:
+    limited = any(source.max_epochs for source in plan.sources)
+    table = _table("source", "tokens", "share", "one epoch", "epochs", *(["at most", "tokens beyond"] * limited))
+    for mark, source in zip(marks, plan.sources, strict=True):
+        share = 100 * source.tokens / max(1, plan.tokens)
+        cells = [tokens(source.tokens), f"{share:.2f} %", tokens(source.epoch_tokens), f"{source.epochs:.2f}"]
+        if limited:
+            cells.append(f"{source.max_epochs:g}" if source.max_epochs else "-")
+            cells.append(tokens(source.tokens_beyond) if source.max_epochs else "-")
+        table.add_row(_named(mark, source.name), *cells)
     return table
 
 
-def _stages(plan: ReadingPlan) -> Table:
-    table = Table(title="Stages", title_justify="left")
-    for heading in ("from step", "from token", *(source.name for source in plan.sources)):
-        table.add_column(heading, justify="right")
-    for stage in plan.stages:
-        cells = []
-        for source in plan.sources:
-            first, last = stage.weights[source.name], stage.last_weights[source.name]
-            share = f"{100 * first:.2f}" + (f" to {100 * last:.2f}" if abs(first - last) > 1e-9 else "")
-            cells.append(f"{share} %  {stage.tokens[source.name]:,}")
-        table.add_row(f"{stage.first_step:,}", f"{stage.first_token:,}", *cells)
+def _stages(plan: ReadingPlan, marks: list[tuple[str, str]]) -> Table:
+    """One line for each source of a stage, those that it leaves out left out."""
+    table = _table("from step", "from token", "source", "share of the stage", "tokens")
+    hidden = max(0, len(plan.stages) - MOST_STAGES)
+    for number, stage in enumerate(plan.stages):
+        if hidden and number == MOST_STAGES // 2:
+            table.add_row("...", "...", f"{hidden:,} stages more, in --json", "...", "...")
+            table.add_row()
+        if MOST_STAGES // 2 <= number < MOST_STAGES // 2 + hidden:
+            continue
+        begins = [f"{stage.first_step:,}", tokens(stage.first_token)]
+        for mark, source in zip(marks, plan.sources, strict=True):
+            if share := _share(stage, source.name):
+                table.add_row(*begins, _named(mark, source.name), share, tokens(stage.tokens[source.name]))
+                begins = ["", ""]
+        if number < len(plan.stages) - 1:
+            table.add_row()
     return table
 
 
-def _plot(plan: ReadingPlan, order: Order) -> Group:
+def _share(stage: StageReading, name: str) -> str:
+    """Empty for a source that has none."""
+    first, last = stage.weights[name], stage.last_weights[name]
+    if abs(first - last) > 1e-9:
+        return f"{100 * first:.2f} to {100 * last:.2f} %"
+    return f"{100 * first:.2f} %" if first or stage.tokens[name] else ""
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "source" else "right", no_wrap=heading != "source")
+    return table
+
+
+def _named(mark: tuple[str, str], name: str) -> Text:
+    return Text.assemble(mark, " ", name)
+
+
+def _plot(plan: ReadingPlan, order: Order, marks: list[tuple[str, str]]) -> Group:
     _, shares, _ = _series(plan, order, WIDTH)
     tops = np.round(np.cumsum(shares, axis=1) * HEIGHT).astype(int)
-    lines = []
+    named = {HEIGHT - 1: "100 %", HEIGHT // 2 - 1: " 50 %"}
+    lines = [Text("share of each source over the run", style="bold")]
     for level in reversed(range(HEIGHT)):
-        line = Text(f"{100 * (level + 1) // HEIGHT:>4} % |" if level in (HEIGHT - 1, HEIGHT // 2 - 1) else "       |")
-        for column in tops:
-            source = int(np.searchsorted(column, level, side="right"))
-            line.append(_letter(source), style=_colour(source))
+        line = Text(f"{named.get(level, ''):>5} |")
+        for source, columns in groupby(int(np.searchsorted(column, level, side="right")) for column in tops):
+            line.append(marks[source][0] * len(list(columns)), style=marks[source][1])
         lines.append(line)
-    end = f"{plan.tokens:,} tokens"
-    lines.append(Text("       +" + "-" * WIDTH))
-    lines.append(Text(" " * 8 + "0" + end.rjust(WIDTH - 1)))
-    return Group(Text("Share of each source over the run"), *lines)
+    axis = ["-"] * WIDTH
+    for stage in plan.stages[1:]:
+        axis[min(WIDTH - 1, stage.first_token * WIDTH // plan.tokens)] = "^"
+    begins = "^ a stage begins" if len(plan.stages) > 1 else ""
+    lines.append(Text("    0 +" + "".join(axis)))
+    lines.append(Text(" " * 7 + begins + f"{tokens(plan.tokens)} tokens".rjust(WIDTH - len(begins))))
+    return Group(*lines)
 
 
 def _series(plan: ReadingPlan, order: Order, points: int) -> tuple[Any, npt.NDArray[Any], npt.NDArray[Any]]:
@@ -123,11 +180,3 @@ def _series(plan: ReadingPlan, order: Order, points: int) -> tuple[Any, npt.NDAr
     shares = np.array([list(weights_at(order, row).values()) for row in at])
     given = np.array([order.shares(row) * order.row_tokens for row in at])
     return np.array(at) * order.row_tokens, shares, given
-
-
-def _letter(number: int) -> str:
-    return LETTERS[number % len(LETTERS)]
-
-
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]

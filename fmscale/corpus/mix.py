@@ -59,6 +59,8 @@ class ReadingPlan:
     """No source is ever further than this from its share, in rows."""
     schedule: list[tuple[str, int, int]]
     """(what, first step, value) of each change of the global batch and of the sequence length."""
+    edits: list[tuple[str, int]]
+    """(kind, first step) of each entry of the ledger."""
 
 
 def reading_plan(config: Config, data: RunData) -> ReadingPlan:
@@ -83,6 +85,7 @@ def reading_plan(config: Config, data: RunData) -> ReadingPlan:
         stages=[_stage(order, first, last) for first, last in zip(edges, [*edges[1:], rows], strict=True)],
         deviation_rows=max(mixture.deviation_bound for _, mixture in order.mixtures(rows)),
         schedule=[change for change in order.steps.describe() if change[1] <= steps],
+        edits=[(entry.kind, order.steps.step_with(entry.from_row).number) for entry in order.ledger.entries],
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
-from fmscale.corpus.batch import Batch, batch_hash, combine
+from fmscale.corpus.batch import Batch, batch_hash, combine, hash_hex
+from fmscale.corpus.steps import Step
 from fmscale.topology import PADDING
 
 WORLDS = (1, 2, 3, 4, 8)
@@ -58,3 +61,32 @@ def same_global_batches(
             assert mine == theirs, f"step {step} differs between {worlds[0]} and {world} ranks"
     assert reference is not None
     return [digest for _, _, digest in reference]
+
+
+class TokenStream(NamedTuple):
+    """What a run trains, in two ways: equal if and only if every row was there once, in its step, with its tokens."""
+
+    hashes: list[str]
+    """Batch hash of each step: 32 hex digits, as in metrics.jsonl."""
+    sha256: str
+    """Over the tokens and labels of all rows, one row after the other."""
+
+
+def token_stream(steps: Iterable[Step], shares: Iterable[Sequence[Batch]]) -> TokenStream:
+    """Put together what all ranks were handed at each step: exactly the step's rows, once, at its sequence length.
+
+    shares: for each step, each rank's batch.
+    """
+    hashes, stream = [], hashlib.sha256()
+    for step, batches in zip(steps, shares, strict=True):
+        assert len({batch.tokens.shape for batch in batches}) == 1, f"step {step.number}: shares of unequal shape"
+        assert batches[0].tokens.shape[1] == step.seq_len, f"step {step.number}: not its sequence length"
+        rows = np.concatenate([batch.rows for batch in batches])
+        real = rows != PADDING
+        expected = np.arange(step.first_row, step.first_row + step.rows)
+        assert np.array_equal(rows[real], expected), f"step {step.number}: rows {rows[real]}, not {expected}"
+        for part in ("tokens", "labels"):
+            joined = np.concatenate([getattr(batch, part) for batch in batches])
+            stream.update(joined.reshape(len(rows), -1)[real].tobytes())
+        hashes.append(hash_hex(combine(batch_hash(batch) for batch in batches)))
+    return TokenStream(hashes, stream.hexdigest())

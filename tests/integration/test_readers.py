@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import tempfile
 import threading
@@ -20,12 +21,14 @@ from fmscale.corpus import readers
 from fmscale.corpus.batch import Batch
 from fmscale.corpus.loader import LocalLoader
 from fmscale.corpus.readers import RayLoader, start_readers
+from fmscale.corpus.replay import replay
 from fmscale.corpus.shards import DamagedChunk
 from fmscale.corpus.sources import open_run_data
 from fmscale.errors import MachineError
 from fmscale.observe import pids
 from tests.corpora import damage, make_corpus, run_config
-from tests.laws import restore_at_every_step, same, same_global_batches
+from tests.laws import restore_at_every_step, same, same_global_batches, token_stream
+from tests.three_sources import publish, three_sources
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
@@ -79,11 +82,14 @@ def pids_of(run_dir: Path, count: int) -> list[int]:
     """Process numbers of the living readers, once there are `count`."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        found = [entry["pid"] for entry in pids.read(run_dir) if entry["role"] == "reader" and pids.alive(entry)]
-        if len(found) == count:
+        if len(found := living(run_dir)) == count:
             return found
         time.sleep(0.05)
     raise AssertionError(f"{count} living readers expected in {pids.read(run_dir)}")
+
+
+def living(run_dir: Path) -> list[int]:
+    return [entry["pid"] for entry in pids.read(run_dir) if entry["role"] == "reader" and pids.alive(entry)]
 
 
 def test_the_same_global_batches_for_any_number_of_ranks(root: Path, actors: list[Any]) -> None:
@@ -207,3 +213,62 @@ def test_a_closed_loader_ends(root: Path, actors: list[Any]) -> None:
     next(batches)
     ray_loader.close()
     assert list(batches) == []
+
+
+# ------------------------------------------------- the thousand batches of tests/unit/test_thousand_batches.py
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return publish(tmp_path_factory.mktemp("three"))
+
+
+@pytest.fixture(scope="module")
+def eight(three: Path) -> Iterator[list[Any]]:
+    """Readers of the three corpora, written down below `three`."""
+    started = start_readers(three_sources(three, readers_per_node=8), three, register=pids.register)
+    yield started
+    for actor in started:
+        ray.kill(actor)
+
+
+def test_a_thousand_batches_through_one_to_eight_readers(three: Path, eight: list[Any]) -> None:
+    config = three_sources(three)
+    steps = [open_run_data(config).order.steps.step(number) for number in range(1, 1001)]
+    streams = set()
+    for count in range(1, 9):
+        own = three_sources(three, dp=2 if count == 5 else 1, prefetch_batches=count)
+        ranks = [loader(own, eight[:count], rank) for rank in range(own.parallel.dp)]
+        shares = zip(*(islice(rank.batches(0), 1000) for rank in ranks), strict=True)
+        streams.add((*(stream := token_stream(steps, shares)).hashes, stream.sha256))
+    assert len(streams) == 1
+    assert stream.hashes == [record["batch_hash"] for record in replay(config, 1, 1000, dp=1)]
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_readers_die_and_others_ranks_go_on_without_a_row_lost_or_repeated(
+    three: Path, eight: list[Any], monkeypatch: pytest.MonkeyPatch, kills: int
+) -> None:
+    """At random rows one of the readers is killed with SIGKILL; other ranks go on with other micro-batches and readers,
+    from up to three steps before."""
+    monkeypatch.setattr(readers, "ASK_ANOTHER_AFTER_S", 0.1)
+    rng, last = random.Random(kills), 50 * kills
+    config = three_sources(three, steps=last)
+    steps = open_run_data(config).order.steps
+    shares: dict[int, tuple[Batch, ...]] = {}
+    position, killed = 0, set()
+    for stop in [*sorted(rng.sample(range(5, last), kills)), last]:
+        settings = {"dp": rng.choice((1, 2, 3, 5)), "micro_batch": rng.randint(1, 3), "prefetch_batches": rng.randint(1, 5)}
+        own = three_sources(three, steps=last, **settings)
+        some = rng.sample(eight, rng.randint(2, 8))
+        ranks = [loader(own, some, rank).batches(steps.rows_after(position)) for rank in range(own.parallel.dp)]
+        victim = rng.choice(living(three))
+        for number in range(position + 1, stop + 1):
+            if number == (position + stop) // 2 + 1 and len(killed) < kills:
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
+            shares[number] = tuple(next(rank) for rank in ranks)
+        position = stop if stop == last else max(0, stop - rng.randint(0, 3))
+    assert len(killed) == kills
+    stream = token_stream(map(steps.step, range(1, last + 1)), (shares[n] for n in range(1, last + 1)))
+    assert stream.hashes == [record["batch_hash"] for record in replay(config, 1, last, dp=1)]

@@ -110,8 +110,10 @@ def document_corpus(
     chunk_tokens: int = 64,
     seed: int = 0,
     parent: Manifest | None = None,
+    heldout_chunks: int = 0,
 ) -> Manifest:
-    """A corpus of random documents: for each task the lengths of its documents, EOS included. Tails are a task too."""
+    """A corpus of random documents: for each task the lengths of its documents, EOS included. Tails are a task too.
+    What is held out is one document."""
     words = vocabulary(460)
     rng = np.random.default_rng(seed)
     parts_at = directory / ".parts"
@@ -126,6 +128,10 @@ def document_corpus(
         tails.append(tail)
     chunks, tail = cut_chunks(join(tails, words.dtype), chunk_tokens)
     parts += write_parts(parts_at, "train", "tails", chunks)
+    if heldout_chunks:
+        tokens = rng.integers(3, words.vocab_size, heldout_chunks * chunk_tokens + 1).astype(words.dtype)
+        stream = Stream(tokens, make_docs([len(tokens)], [document_id(f"{seed}-heldout")], 0, [0]))
+        parts += write_parts(parts_at, "heldout", "00000", cut_chunks(stream, chunk_tokens)[0])
     return publish(
         directory,
         parts,

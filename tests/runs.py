@@ -37,12 +37,15 @@ ON_RAY += ["train.steps=160", "checkpoint.every_steps=25", "eval.every_steps=10"
 
 @dataclass
 class Run:
-    """One run directory below `root`, trained on `corpus`; `settings` are key=value arguments."""
+    """One run directory below `root`, trained on `corpus`; `settings` are key=value arguments over `base`."""
 
     root: Path
     name: str
-    corpus: Path
+    corpus: Path | None
+    """None: `base` names the sources."""
     settings: list[str] = field(default_factory=list)
+    base: str = TINY
+    """YAML."""
     process: subprocess.Popen[str] | None = None
 
     @property
@@ -52,8 +55,9 @@ class Run:
     def arguments(self, *more: str) -> list[str]:
         config = self.root / "tiny.yaml"
         config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(TINY)
-        place = [f"run.root={self.root}", f"run.name={self.name}", f"data.sources.words.corpus={self.corpus}"]
+        config.write_text(self.base)
+        place = [f"run.root={self.root}", f"run.name={self.name}"]
+        place += [f"data.sources.words.corpus={self.corpus}"] if self.corpus else []
         return [str(config), *place, *self.settings, *more]
 
     def start(self, *more: str, env: dict[str, str] | None = None) -> None:
@@ -90,6 +94,11 @@ class Run:
 
     def wait_for_step(self, step: int) -> None:
         self.wait_for(lambda: any(line["step"] >= step for line in _lines(self.directory / "metrics.jsonl")))
+
+    def wait_for_steps(self, count: int, after_term: int) -> None:
+        """Until terms later than `after_term` have recorded `count` steps."""
+        file = self.directory / "metrics.jsonl"
+        self.wait_for(lambda: sum(line["term"] > after_term for line in _lines(file)) >= count)
 
     def pids(self, role: str, rank: int | None = None) -> list[int]:
         """Living processes of the run by role."""

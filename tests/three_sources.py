@@ -37,7 +37,7 @@ def publish(root: Path) -> Path:
     for seed, (name, (chunks, chunk_tokens)) in enumerate(CHUNKS.items()):
         rng = np.random.default_rng(seed)
         tasks = [rng.integers(1, 91, part * chunks * chunk_tokens // 300).tolist() for part in (1, 2, 4)]
-        document_corpus(root / name, tasks, chunk_tokens, seed)
+        document_corpus(root / name, tasks, chunk_tokens, seed, heldout_chunks=1)
         pack(Corpus.open(root / name), ROW)
     return root
 

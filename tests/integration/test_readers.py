@@ -258,7 +258,11 @@ def test_readers_die_and_others_ranks_go_on_without_a_row_lost_or_repeated(
     shares: dict[int, tuple[Batch, ...]] = {}
     position, killed = 0, set()
     for stop in [*sorted(rng.sample(range(5, last), kills)), last]:
-        settings = {"dp": rng.choice((1, 2, 3, 5)), "micro_batch": rng.randint(1, 3), "prefetch_batches": rng.randint(1, 5)}
+        settings = {
+            "dp": rng.choice((1, 2, 3, 5)),
+            "micro_batch": rng.randint(1, 3),
+            "prefetch_batches": rng.randint(1, 5),
+        }
         own = three_sources(three, steps=last, **settings)
         some = rng.sample(eight, rng.randint(2, 8))
         ranks = [loader(own, some, rank).batches(steps.rows_after(position)) for rank in range(own.parallel.dp)]

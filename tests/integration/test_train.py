@@ -47,7 +47,10 @@ def go(*configs: Config, make_loader: Any = LocalLoader, env: dict[str, str] | N
     for config in checked:
         enter(config)
     texts = [to_yaml(config) for config in checked]
-    places = [str(config.run_dir / f"rendezvous-{len(os.listdir(config.run_dir))}") for config in checked]
+    places = [
+        str(config.run_dir / f"rendezvous-{len(os.listdir(config.run_dir))}-{number}")
+        for number, config in enumerate(checked)
+    ]
     run_ranks(_train, checked[0].world_size, texts, places, make_loader, env or {}, timeout_s=90)
 
 

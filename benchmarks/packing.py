@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipeline.pack import GROUP_ROWS, pack
 from fmscale.corpus.packing import Packed
-from fmscale.corpus.packing_plan import PIECE_DTYPE, plan_directory
+from fmscale.corpus.packing_plan import PIECE_DTYPE, PLAN_FILE, plan_directory
 from fmscale.corpus.shards import Corpus
 from tests.corpora import document_corpus
 
@@ -42,7 +42,8 @@ def build(corpus: Corpus, row_tokens: int, group_rows: int) -> tuple[Packed, flo
 
 def chunks_touched(packed: Packed) -> float:
     """By a block, on average. The blocks' pieces follow their row bounds in plan.bin."""
-    raw, at, touched = (packed.directory / "plan.bin").read_bytes(), 0, []
+    plan_file = plan_directory(packed.corpus, packed.row_tokens) / PLAN_FILE
+    raw, at, touched = plan_file.read_bytes(), 0, []
     for _ in range(packed.blocks):
         bounds = np.frombuffer(raw, "<u4", packed.rows_per_block + 1, at)
         pieces = np.frombuffer(raw, PIECE_DTYPE, int(bounds[-1]), at + bounds.nbytes)
@@ -69,7 +70,7 @@ def main() -> None:
             for row_tokens in (2048, 8192):
                 for group_rows in (512, GROUP_ROWS, 8192):
                     packed, seconds = build(corpus, row_tokens, group_rows)
-                    plan = packed.plan
+                    (plan,) = packed.plans
                     cut = (plan.cut_long + plan.cut_at_ends) / plan.documents
                     padding = plan.padding_tokens / (plan.blocks * plan.block_tokens)
                     print(

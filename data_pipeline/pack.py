@@ -1,5 +1,6 @@
-"""Build a packing plan: pieces of documents, best-fit into rows, rows into blocks, published by plan.json.
+"""Build packing plans: pieces of documents, best-fit into rows, rows into blocks, published by plan.json.
 
+Each generation of a corpus has its own plan: the documents that it added, in rows and blocks of their own.
 Rows are filled within groups of successive chunks, GROUP_ROWS at least: a block's rows are then read from few chunks,
 and memory holds one group, whatever the corpus' size. A row is as early in the plan as its first piece in the corpus.
 Only document tables are read. A killed build is done again and ends in the same bytes.
@@ -29,10 +30,11 @@ from fmscale.corpus.packing_plan import (
     PIECE_DTYPE,
     PLAN_FILE,
     PackingPlan,
+    own_chunks,
     plan_directory,
 )
 from fmscale.corpus.shards import Corpus
-from fmscale.errors import DataError
+from fmscale.errors import DataError, MachineError
 
 GROUP_ROWS = 2048
 """Padding against spread: see the table in docs/formats.md."""
@@ -49,15 +51,13 @@ def pack(
     advance: Callable[[int], None] = lambda token_bytes: None,
     group_rows: int = GROUP_ROWS,
 ) -> Packed:
-    """The plan for rows of `row_tokens` of `corpus`: opened if it is there already, else built, published and opened.
+    """The rows of `row_tokens` tokens of `corpus`: plans that its generations lack are built and published first.
 
-    advance: told the bytes of each chunk's tokens when it has been dealt with. group_rows: the plan depends
+    advance: told the bytes of each chunk's tokens when it has been dealt with. group_rows: the plans depend
     on it; other values than the default are for tests and measurements.
-    Raises DataError: rows longer than chunks, no chunk at all, a plan there that is damaged or of another corpus.
+    Raises DataError: rows longer than chunks, no chunk in generation 0, a plan there that is damaged or of another
+    corpus. MachineError: a corpus directory that cannot be written, a full disk.
     """
-    directory = plan_directory(corpus, row_tokens)
-    if (directory / MARKER).exists():
-        return Packed.open(corpus, row_tokens)
     if not 1 <= row_tokens <= corpus.chunk_tokens:
         raise DataError(
             f"rows of {row_tokens} tokens cannot be packed from the corpus {corpus.path}",
@@ -65,24 +65,22 @@ def pack(
             found=str(row_tokens),
             do="give a smaller --row-tokens, or prepare the corpus with a larger chunk_tokens",
         )
-    if not corpus.chunks:
+    if not corpus.up_to(0).chunks:
         raise DataError(
             f"the corpus {corpus.path} has nothing to pack",
-            expected=f"chunks in its split {corpus.split}",
+            expected=f"chunks in its split {corpus.split}, in generation 0",
             found="none: its text is shorter than a chunk",
             do="prepare it from more text, or with a smaller chunk_tokens",
         )
-    directory.mkdir(exist_ok=True)
-    durable.fsync_directory(corpus.path)
-    try:
-        plan = _build(corpus, row_tokens, directory, advance, group_rows)
-        durable.publish_new(directory / MARKER, plan.render())
-    except (FileExistsError, FileNotFoundError):
-        if not (directory / MARKER).exists():  # else another process published the same, and cleared away our files
-            raise
-    for left_behind in directory.glob(".*.tmp"):  # by builds that were killed
-        left_behind.unlink(missing_ok=True)
+    for part in unplanned(corpus, row_tokens):
+        _publish(part, row_tokens, advance, group_rows)
     return Packed.open(corpus, row_tokens)
+
+
+def unplanned(corpus: Corpus, row_tokens: int) -> list[Corpus]:
+    """For each generation that has no plan for rows of `row_tokens`, the corpus up to it."""
+    parts = [corpus.up_to(generation) for generation in range(corpus.manifest.generation + 1)]
+    return [part for part in parts if not (plan_directory(part, row_tokens) / MARKER).exists()]
 
 
 def report(plan: PackingPlan) -> dict[str, str]:
@@ -93,10 +91,12 @@ def report(plan: PackingPlan) -> dict[str, str]:
     return {
         "tokens": f"{plan.tokens:,} of {plan.documents:,} documents",
         "rows": f"{plan.rows:,} of {plan.row_tokens:,} tokens",
-        "pieces per row": f"{plan.pieces / plan.rows:.2f} (rows: {sizes})",
-        "blocks": f"{plan.blocks:,} of {plan.rows_per_block:,} rows",
+        "pieces per row": f"{plan.pieces / max(plan.rows, 1):.2f}" + (f" (rows: {sizes})" if sizes else ""),
+        "blocks": f"{plan.blocks:,} of {plan.rows_per_block:,} rows"
+        if plan.blocks
+        else f"none: fewer than {plan.rows_per_block:,} rows, so nothing of this generation is read",
         "left over": f"{plan.left_over_rows:,} rows, {plan.left_over_tokens:,} tokens",
-        "padding": f"{plan.padding_tokens / (plan.blocks * plan.block_tokens):.4%}",
+        "padding": f"{plan.padding_tokens / max(plan.blocks * plan.block_tokens, 1):.4%}",
         "documents cut": f"{cut / max(plan.documents, 1):.2%}: {plan.cut_long:,} longer than a row, "
         f"{plan.cut_at_ends:,} where a task's chunks end",
         "cut by slicing": f"{plan.cut_by_slicing / max(plan.documents, 1):.2%} (concatenate-and-slice, to compare)",
@@ -126,24 +126,54 @@ def fill_rows(pieces: Spans, row_tokens: int) -> tuple[Spans, I64]:
     return in_rows, counts
 
 
+def _publish(part: Corpus, row_tokens: int, advance: Callable[[int], None], group_rows: int) -> None:
+    """Build and publish the plan of the newest generation of `part`; those before have theirs."""
+    directory, generation = plan_directory(part, row_tokens), part.manifest.generation
+    if generation:
+        rows_per_block = Packed.open(part.up_to(generation - 1), row_tokens).rows_per_block
+    else:
+        rows = part.chunks * part.chunk_tokens // row_tokens
+        rows_per_block = _power_of_two(min(BLOCK_TOKENS // row_tokens, rows // MIN_BLOCKS))
+    try:
+        directory.mkdir(exist_ok=True)
+        durable.fsync_directory(part.path)
+        plan = _build(part, row_tokens, rows_per_block, directory, advance, group_rows)
+        durable.publish_new(directory / MARKER, plan.render())
+        for left_behind in directory.glob(".*.tmp"):  # by builds that were killed
+            left_behind.unlink(missing_ok=True)
+    except OSError as error:
+        if (directory / MARKER).exists():  # another process published the same, and cleared away our files
+            return
+        raise MachineError(
+            f"the packing plan {directory} cannot be written",
+            expected="a corpus directory with room, in which this user may write",
+            found=error.strerror or str(error),
+            do=f"mend that, or pack links of your own to it: `cp -rs --no-preserve=mode {part.path.resolve()} DIRECTORY`",
+        ) from error
+
+
 def _build(
-    corpus: Corpus, row_tokens: int, directory: Path, advance: Callable[[int], None], group_rows: int
+    part: Corpus,
+    row_tokens: int,
+    rows_per_block: int,
+    directory: Path,
+    advance: Callable[[int], None],
+    group_rows: int,
 ) -> PackingPlan:
-    tokens = corpus.chunks * corpus.chunk_tokens
-    rows_per_block = _power_of_two(min(BLOCK_TOKENS // row_tokens, tokens // row_tokens // MIN_BLOCKS))
-    groups = max(1, corpus.chunks // -(-group_rows * row_tokens // corpus.chunk_tokens))
-    counts: Counter[str] = Counter()
+    chunks = own_chunks(part)
+    groups = max(1, len(chunks) // -(-group_rows * row_tokens // part.chunk_tokens)) if chunks else 0
+    counts = Counter(dict.fromkeys(("pieces", "rows", "documents", "cut_long", "cut_at_ends", "cut_by_slicing"), 0))
     by_pieces: Counter[int] = Counter()
     temporary = durable.temporary_name(directory / PLAN_FILE)
     try:
         with temporary.open("wb") as file:
             blocks = _Blocks(file, rows_per_block)
-            for pieces in groups_of_pieces(corpus, row_tokens, groups, advance, counts):
+            for pieces in groups_of_pieces(part, chunks, row_tokens, groups, advance, counts):
                 in_rows, row_pieces = fill_rows(pieces, row_tokens)
                 counts["pieces"] += len(in_rows)
                 counts["rows"] += len(row_pieces)
                 by_pieces.update(np.ceil(np.log2(row_pieces)).astype(np.int64).tolist())
-                blocks.add(_as_stored(in_rows, corpus.chunk_tokens), row_pieces)
+                blocks.add(_as_stored(in_rows, part.chunk_tokens), row_pieces)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(directory / PLAN_FILE)
@@ -152,16 +182,16 @@ def _build(
     index = np.array(blocks.index, BLOCK_DTYPE).tobytes()
     durable.replace(directory / INDEX_FILE, index)
     return PackingPlan(
-        content_hash=corpus.content_hash,
-        split=corpus.split,
-        generation=corpus.manifest.generation,
+        content_hash=part.content_hash,
+        split=part.split,
+        generation=part.manifest.generation,
         row_tokens=row_tokens,
         rows_per_block=rows_per_block,
         blocks=len(blocks.index),
-        group_chunks=corpus.chunks // groups,
+        group_chunks=len(chunks) // max(groups, 1),
         plan_bytes=blocks.bytes,
         index_sha256=hashlib.sha256(index).hexdigest(),
-        tokens=tokens,
+        tokens=len(chunks) * part.chunk_tokens,
         left_over_rows=len(blocks.row_pieces),
         left_over_tokens=blocks.left_over_tokens(row_tokens),
         rows_by_pieces={str(1 << power): by_pieces[power] for power in sorted(by_pieces)},

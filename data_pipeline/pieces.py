@@ -1,4 +1,4 @@
-"""The documents of a corpus as pieces of at most U tokens, group of chunks by group; only document tables are read.
+"""The documents of a generation as pieces of at most U tokens, group of chunks by group; only document tables are read.
 
     document tables of a group's chunks -> runs: a document in successive chunks -> pieces: a run cut every U tokens
 
@@ -30,9 +30,11 @@ Spans = npt.NDArray[np.void]
 
 
 def groups_of_pieces(
-    corpus: Corpus, row_tokens: int, groups: int, advance: Callable[[int], None], counts: Counter[str]
+    corpus: Corpus, chunks: range, row_tokens: int, groups: int, advance: Callable[[int], None], counts: Counter[str]
 ) -> Iterator[Spans]:
-    """The pieces of each of `groups` groups of successive chunks, every input token in exactly one of them.
+    """The pieces of each of `groups` groups of `chunks`, every input token of those in exactly one of them.
+
+    The first and the last of `chunks` end a run: they are those of a generation.
 
     Adds to `counts`: documents, those cut_long (longer than U), cut_at_ends (others whose chunks end before they do),
     cut_by_slicing (by concatenate-and-slice at the same U). advance: told each chunk's bytes of tokens.
@@ -40,7 +42,7 @@ def groups_of_pieces(
     open_run = np.empty(0, SPAN_DTYPE)
     for group in range(groups):
         parts, joined = [open_run], [np.zeros(len(open_run), bool)]
-        for chunk in range(corpus.chunks * group // groups, corpus.chunks * (group + 1) // groups):
+        for chunk in chunks[len(chunks) * group // groups : len(chunks) * (group + 1) // groups]:
             records = _records(corpus, chunk)
             counts["cut_by_slicing"] += _cut_by_slicing(records, chunk, corpus.chunk_tokens, row_tokens)
             joined.append(np.zeros(len(records), bool))

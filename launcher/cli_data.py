@@ -71,26 +71,29 @@ def verify(
 def pack(
     corpus: Path,
     row_tokens: Annotated[int, typer.Option(help="U, the tokens of a row: data.seq_len of the runs to come.")],
-    generation: Annotated[int | None, typer.Option(help="Last generation to include; default: the newest.")] = None,
+    generation: Annotated[int | None, typer.Option(help="Last generation to pack; default: the newest.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Pack documents into rows with as few cuts as can be (best-fit), as a committed plan beside the corpus."""
+    """Pack documents into rows with as few cuts as can be (best-fit): a committed plan for each generation."""
     from data_pipeline.pack import pack as run
-    from data_pipeline.pack import report
+    from data_pipeline.pack import report, unplanned
     from data_pipeline.pieces import chunk_bytes
     from data_pipeline.progress import progress
-    from fmscale.corpus.packing_plan import MARKER, plan_directory
+    from fmscale.corpus.packing_plan import own_chunks, plan_directory
     from fmscale.corpus.shards import Corpus
 
     opened = Corpus.open(corpus, generation=generation)
-    directory = plan_directory(opened, row_tokens)
-    if (directory / MARKER).exists():
-        packed = run(opened, row_tokens)
-        typer.echo(f"{directory} is there already: nothing to do", err=as_json)
-    else:
-        with progress("pack", opened.chunks * chunk_bytes(opened)) as advance:
-            packed = run(opened, row_tokens, advance)
-    show_record(packed.plan.record() if as_json else {"plan": str(directory), **report(packed.plan)}, as_json)
+    lacking = unplanned(opened, row_tokens)
+    if lacking:
+        with progress("pack", sum(len(own_chunks(part)) for part in lacking) * chunk_bytes(opened)) as advance:
+            run(opened, row_tokens, advance)
+    packed = run(opened, row_tokens)
+    made = {part.manifest.generation for part in lacking}
+    for plan in packed.plans:
+        directory = plan_directory(opened.up_to(plan.generation), row_tokens)
+        if plan.generation not in made:
+            typer.echo(f"{directory} is there already: nothing to do", err=as_json)
+        show_record(plan.record() if as_json else {"plan": str(directory), **report(plan)}, as_json)
 
 
 @data_app.command()

@@ -1,101 +1,88 @@
-"""Rows of whole documents: a committed plan of best-fit packing, and the rows it describes.
+"""Rows of whole documents: committed plans of best-fit packing, and the rows they describe.
 
     packed = Packed.open(Corpus.open("data/web"), row_tokens=2048)     # made by `fmscale data pack`
     packed.read_row(block=7, row=3, out_tokens)                        # how many tokens there are; PAD behind them
 
 A row is up to U tokens of pieces one after another, a piece being a document or a part of one that is longer than U; if
 the row is full and its last document goes on, the token that follows stands behind, as a label. R rows are a block: to
-the order of rows, a plan is a source of `chunks` blocks of R * U tokens. Files and fields: docs/formats.md.
+the order of rows, a packed corpus is a source of `chunks` blocks of R * U tokens. Each generation of the corpus has a
+plan of its own, and its blocks stand behind those of the generations before, which keep their numbers.
 What is read is verified first: the index at opening, a block of the plan when it is read, chunks as `Corpus` does it.
-Choose concatenate-and-slice, which needs no plan and has no padding, where documents are much longer than rows.
+Files and fields: docs/formats.md. Choose concatenate-and-slice, which needs no plan and has no padding, where documents
+are much longer than rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
-import os
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from fmscale.corpus.batch import PAD
 from fmscale.corpus.manifest import Manifest
-from fmscale.corpus.packing_plan import (
-    BLOCK_DTYPE,
-    INDEX_FILE,
-    MARKER,
-    PIECE_DTYPE,
-    PLAN_FILE,
-    PackingPlan,
-    damaged,
-    plan_directory,
-)
+from fmscale.corpus.packed_generation import PackedGeneration
+from fmscale.corpus.packing_plan import MARKER, PackingPlan, plan_directory
 from fmscale.corpus.shards import Corpus
 from fmscale.errors import DataError
 
-_BLOCKS = 256
-"""Blocks of the plan that are kept in memory: some tens of KB each, more than windows have as a rule."""
-
 
 class Packed:
-    """The rows of a plan. Safe for several threads; hand paths, not the object, to another process."""
+    """The rows of the plans. Safe for several threads; hand paths, not the object, to another process."""
 
-    def __init__(self, corpus: Corpus, directory: Path, plan: PackingPlan) -> None:
-        self.plan, self.directory = plan, directory
-        self.row_tokens, self.rows_per_block, self.blocks = plan.row_tokens, plan.rows_per_block, plan.blocks
-        self.chunks = plan.blocks
-        """The order's name for blocks."""
-        self.chunk_tokens = plan.block_tokens
-        identity = (corpus.content_hash, plan.row_tokens, plan.rows_per_block, plan.index_sha256)
-        self.content_hash = hashlib.sha256(" ".join(map(str, identity)).encode()).hexdigest()
-        """Equal if and only if the rows are: of the corpus and the plan together."""
+    def __init__(self, corpus: Corpus, generations: Sequence[PackedGeneration]) -> None:
+        """generations: of `corpus`, all, with one number of rows to a block."""
+        first = generations[0].plan
         self.corpus = corpus
-        index = _map(directory / INDEX_FILE, plan.blocks * BLOCK_DTYPE.itemsize)
-        if (found := hashlib.sha256(index).hexdigest()) != plan.index_sha256:
-            raise damaged(directory / INDEX_FILE, f"sha256 {plan.index_sha256[:16]}...", f"sha256 {found[:16]}...")
-        self._index = np.frombuffer(index, BLOCK_DTYPE)
-        _check_size(directory / PLAN_FILE, plan.plan_bytes)
-        self._plan = (directory / PLAN_FILE).open("rb", buffering=0)
-        self._opened: dict[int, tuple[npt.NDArray[np.uint32], npt.NDArray[np.void]]] = {}
+        self.row_tokens, self.rows_per_block = first.row_tokens, first.rows_per_block
+        self.chunk_tokens = first.block_tokens
+        self._generations = generations
+        self._ends = list(accumulate(generation.plan.blocks for generation in generations))
+        self.blocks = self._ends[-1]
+        self.chunks = self.blocks
+        """The order's name for blocks."""
+        identity = (corpus.content_hash, first.row_tokens, first.rows_per_block, *(p.index_sha256 for p in self.plans))
+        self.content_hash = hashlib.sha256(" ".join(map(str, identity)).encode()).hexdigest()
+        """Equal if and only if the rows are: of the corpus and the plans together."""
 
     @staticmethod
     def open(corpus: Corpus, row_tokens: int) -> Packed:
-        """The plan for `corpus`, up to the generation to which it was opened, and rows of `row_tokens`.
+        """The plans of every generation to which `corpus` was opened, for rows of `row_tokens`.
 
-        Raises DataError: no such plan, one of other chunks than these, a damaged one.
+        Raises DataError: a generation without a plan, a plan of other chunks than these, a damaged one.
         """
-        directory, generation = plan_directory(corpus, row_tokens), corpus.manifest.generation
-        command = f"`fmscale data pack {corpus.path} --row-tokens {row_tokens} --generation {generation}`"
-        marker = directory / MARKER
-        if not marker.is_file():
-            others = sorted(path.parent.name for path in corpus.path.glob(f"packing-{corpus.split}-*/{MARKER}"))
-            found = "an unfinished plan" if directory.is_dir() else "no such directory"
-            raise DataError(
-                f"{corpus.path} has no packing plan for rows of {row_tokens} tokens and generation {generation}",
-                expected=str(marker),
-                found=f"{found}; there are {', '.join(others[:4])}" if others else found,
-                do=f"run {command}",
-            )
-        plan = PackingPlan.load(marker)
-        mine = (corpus.content_hash, corpus.split, generation, row_tokens)
-        theirs = (plan.content_hash, plan.split, plan.generation, plan.row_tokens)
-        if mine != theirs:
-            raise DataError(
-                f"the packing plan {directory} is not of these chunks and rows",
-                expected="content {:.16}..., {}, generation {}, rows of {}".format(*mine),
-                found="content {:.16}..., {}, generation {}, rows of {}".format(*theirs),
-                do=f"remove the directory and run {command} again, or restore the corpus that it is of",
-            )
-        return Packed(corpus, directory, plan)
+        parts = [corpus.up_to(generation) for generation in range(corpus.manifest.generation + 1)]
+        command = f"`fmscale data pack {corpus.path} --row-tokens {row_tokens} --generation {len(parts) - 1}`"
+        opened: list[PackedGeneration] = []
+        for part in parts:
+            plan = _load(part, row_tokens, command)
+            directory = plan_directory(part, row_tokens)
+            if opened and plan.rows_per_block != opened[0].plan.rows_per_block:
+                raise DataError(
+                    f"the packing plan {directory} has other blocks than that of generation 0",
+                    expected=f"{opened[0].plan.rows_per_block} rows to a block",
+                    found=f"{plan.rows_per_block} rows to a block",
+                    do=f"remove the directory and run {command} again, or restore the plan of generation 0",
+                )
+            opened.append(PackedGeneration(directory, plan))
+        return Packed(corpus, opened)
 
     def up_to(self, generation: int) -> Packed:
-        """The rows as they were at `generation` of the corpus. Raises DataError if there is no plan for that."""
-        part = self.corpus.up_to(generation)
-        return self if generation == self.plan.generation else Packed.open(part, self.row_tokens)
+        """The rows as they were at `generation` of the corpus: nothing is opened or read again.
+
+        Raises DataError if this one does not go that far.
+        """
+        return Packed(self.corpus.up_to(generation), self._generations[: generation + 1])
+
+    @property
+    def plans(self) -> tuple[PackingPlan, ...]:
+        """Of each generation."""
+        return tuple(generation.plan for generation in self._generations)
 
     @property
     def path(self) -> Path:
@@ -129,7 +116,10 @@ class Packed:
         Returns n <= U + 1, the tokens that are there: token i is an input if i < U, token i + 1 its label if i + 1 < n.
         Raises DataError if a byte of the plan, or of a chunk that the row needs, is not as it was written.
         """
-        bounds, pieces = self._opened.get(block) or self._open_block(block)
+        assert 0 <= block < self.blocks, f"block {block} of {self.blocks}"
+        which = bisect_right(self._ends, block)
+        generation = self._generations[which]
+        bounds, pieces = generation.block(block - self._ends[which] + generation.plan.blocks)
         first, last = bounds[row : row + 2].tolist()
         if out_starts is not None:
             out_starts[:] = False
@@ -152,37 +142,45 @@ class Packed:
         out_tokens[at:] = PAD
         return at
 
-    def verify(self) -> None:
-        """Hash every block of the plan. Raises DataError at the first that is not as it was written."""
-        for block in range(self.blocks):
-            self._open_block(block)
+    def blocks_of(self, chunk: int) -> list[int]:
+        """Blocks that read any token of a chunk of the corpus, rising: those that are lost where the chunk is.
 
-    def _open_block(self, block: int) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.void]]:
-        assert 0 <= block < self.blocks, f"block {block} of {self.blocks}"
-        record = self._index[block]
-        start, count, rows = int(record["start"]), int(record["pieces"]), self.rows_per_block
-        size = 4 * (rows + 1) + count * PIECE_DTYPE.itemsize
-        # Read, not mapped: a file that is cut while it is mapped kills its readers. So each reading is hashed.
-        raw = os.pread(self._plan.fileno(), size, start)
-        expected, found = record["hash"].tobytes(), xxhash.xxh3_128_digest(raw)
-        if found != expected:
-            what = f"xxh3_128 {expected.hex()} of bytes {start} to {start + size}, block {block}"
-            raise damaged(self.directory / PLAN_FILE, what, found.hex())
-        opened = np.frombuffer(raw, "<u4", rows + 1), np.frombuffer(raw, PIECE_DTYPE, count, 4 * (rows + 1))
-        if len(self._opened) >= _BLOCKS:
-            self._opened = {}
-        self._opened[block] = opened
-        return opened
+        By the plan alone. Costs a look at some 2 log2(blocks) blocks, and at those of a group or two of chunks (64
+        blocks or more in a small corpus, some ten in a large one): 20 µs each at R U = 2^20. Raises DataError for a
+        damaged block of the plan.
+        """
+        assert 0 <= chunk < self.corpus.chunks, f"chunk {chunk} of {self.corpus.chunks}"
+        which = next(g for g in range(len(self._generations)) if chunk < self.corpus.up_to(g).chunks)
+        generation = self._generations[which]
+        before = self._ends[which] - generation.plan.blocks
+        return [before + number for number in generation.blocks_of(chunk, self.corpus.chunk_tokens)]
+
+    def verify(self, generation: int) -> None:
+        """Hash every block of a generation's plan. Raises DataError at the first that is not as it was written."""
+        self._generations[generation].verify()
 
 
-def _map(path: Path, size: int) -> mmap.mmap:
-    """The file's bytes. Raises DataError unless it has `size` of them."""
-    _check_size(path, size)
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _check_size(path: Path, size: int) -> None:
-    found = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
-    if found != f"{size} bytes":
-        raise damaged(path, f"{size} bytes", found)
+def _load(part: Corpus, row_tokens: int, command: str) -> PackingPlan:
+    """plan.json of the newest generation of `part`. Raises DataError: none, or one that is not of these chunks."""
+    directory, generation = plan_directory(part, row_tokens), part.manifest.generation
+    marker = directory / MARKER
+    if not marker.is_file():
+        others = sorted(path.parent.name for path in part.path.glob(f"packing-{part.split}-*/{MARKER}"))
+        found = "an unfinished plan" if directory.is_dir() else "no such directory"
+        raise DataError(
+            f"{part.path} has no packing plan for rows of {row_tokens} tokens and generation {generation}",
+            expected=str(marker),
+            found=f"{found}; there are {', '.join(others[:4])}" if others else found,
+            do=f"run {command}",
+        )
+    plan = PackingPlan.load(marker)
+    mine = (part.content_hash, part.split, generation, row_tokens)
+    theirs = (plan.content_hash, plan.split, plan.generation, plan.row_tokens)
+    if mine != theirs:
+        raise DataError(
+            f"the packing plan {directory} is not of these chunks and rows",
+            expected="content {:.16}..., {}, generation {}, rows of {}".format(*mine),
+            found="content {:.16}..., {}, generation {}, rows of {}".format(*theirs),
+            do=f"remove the directory and run {command} again, or restore the corpus that it is of",
+        )
+    return plan

@@ -1,10 +1,13 @@
 """What a packing plan says about itself, and how it lies on disk: `plan.json`, the commit marker, and two binary files.
 
+A plan is of the chunks that one generation added to a corpus. As documents do not run across generations, a corpus that
+grows needs a further plan, and those before stay as they are.
+
     CORPUS/packing-train-U0002048-g0000/ plan.json   canonical JSON with a hash of itself, written last
                                          index.bin   BLOCK_DTYPE a block: where it lies, what its bytes hash to
                                          plan.bin    the blocks: rows as lists of pieces
 
-Reading: packing.py. Building: `fmscale data pack`. The page with every field: docs/formats.md.
+Reading: packed_generation.py, packing.py. Building: `fmscale data pack`. The page with every field: docs/formats.md.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from fmscale.corpus.shards import Corpus
 from fmscale.errors import DataError
 
 FORMAT = "fmscale-packing"
-VERSION = 1
+VERSION = 2
+"""1: a plan was of all generations up to its own."""
 MARKER, PLAN_FILE, INDEX_FILE = "plan.json", "plan.bin", "index.bin"
 
 PIECE_DTYPE = np.dtype(
@@ -45,7 +49,8 @@ BLOCK_DTYPE = np.dtype(
 
 @dataclass(frozen=True, kw_only=True)
 class PackingPlan:
-    """What plan.json says. Counts are of the whole split; the rows left over are among `rows`, in no block."""
+    """What plan.json says. Counts are of the split's chunks in one generation; rows left over are among `rows`, in no
+    block."""
 
     content_hash: str
     """Of the corpus up to `generation`."""
@@ -54,8 +59,9 @@ class PackingPlan:
     row_tokens: int
     """U."""
     rows_per_block: int
-    """R."""
+    """R: one number for all generations of a corpus."""
     blocks: int
+    """None where the generation has fewer than R rows: all are left over."""
     group_chunks: int
     """Chunks, rounded down, among whose documents a row's pieces were chosen."""
     plan_bytes: int
@@ -69,11 +75,11 @@ class PackingPlan:
     rows_by_pieces: Mapping[str, int]
     """Rows by their pieces: "1", "2", "4" for 3 or 4, "8" for 5 to 8 ..."""
     documents: int
-    """That begin in the split."""
+    """That begin in these chunks."""
     cut_long: int
     """Documents cut because they are longer than U."""
     cut_at_ends: int
-    """Other documents cut: where a task's chunks end, or the split does."""
+    """Other documents cut: where a task's chunks end, or the generation does."""
     cut_by_slicing: int
     """Documents that concatenate-and-slice would cut, for comparison."""
 
@@ -98,8 +104,11 @@ class PackingPlan:
 
     @staticmethod
     def load(path: Path) -> PackingPlan:
-        """Read plan.json. Raises DataError: a byte that is not as written, or another version. It must be there."""
-        raw = path.read_bytes()
+        """Read plan.json. Raises DataError: a byte that is not as written, another version, or no file to be read."""
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise unreadable(path, error) from error
         try:
             record = json.loads(raw)
             form, version, said = record.pop("format"), record.pop("version"), record.pop("plan_hash")
@@ -118,8 +127,14 @@ class PackingPlan:
             raise damaged(path, "JSON as it was written", f"{type(error).__name__}: {error}"[:200]) from error
 
 
+def own_chunks(corpus: Corpus) -> range:
+    """Chunks that the newest generation opened of `corpus` has added."""
+    generation = corpus.manifest.generation
+    return range(corpus.up_to(generation - 1).chunks if generation else 0, corpus.chunks)
+
+
 def plan_directory(corpus: Corpus, row_tokens: int) -> Path:
-    """Where the plan for `corpus`, as far as it was opened, and rows of `row_tokens` lies."""
+    """Where the plan of the newest generation opened of `corpus` lies, for rows of `row_tokens`."""
     return corpus.path / f"packing-{corpus.split}-U{row_tokens:07d}-g{corpus.manifest.generation:04d}"
 
 
@@ -129,6 +144,18 @@ def damaged(path: Path, expected: str, found: str) -> DataError:
         expected=expected,
         found=found,
         do=f"remove the directory {path.parent} and run `fmscale data pack` again: it makes the same bytes",
+    )
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """Nothing says that its bytes are damaged, unless there is no such file."""
+    if isinstance(error, FileNotFoundError):
+        return damaged(path, "a file", "no such file")
+    return DataError(
+        f"the packing plan's {path} cannot be read",
+        expected="a readable file",
+        found=error.strerror or str(error),
+        do="mend its permissions, the mount, or the limit of open files; then run the command again",
     )
 
 

@@ -182,7 +182,8 @@ def _fault_of_plan(base: Path, marker: Path) -> Damage | None:
     """What is wrong with a packing plan of a corpus that is otherwise whole."""
     try:
         plan = packing_plan.PackingPlan.load(marker)
-        Packed.open(Corpus.open(base, plan.split, generation=plan.generation), plan.row_tokens).verify()
+        packed = Packed.open(Corpus.open(base, plan.split, generation=plan.generation), plan.row_tokens)
+        packed.verify(plan.generation)
     except DataError as error:
         return Damage(what=_line(error), file=marker)
     return None

@@ -64,13 +64,18 @@ def run_demo(out: Path, fresh: bool) -> None:
             shutil.rmtree(directory, ignore_errors=True)
     stages = Stages(paths.data / "stages.json")
     with private_environment():
-        stages.do("gather", f"source text and documentation of this Python -> {paths.raw}", lambda: _gather(paths))
-        stages.do("tokenizer", f"{VOCAB_SIZE:,} tokens -> {paths.tokenizer}", lambda: _tokenizer(paths))
-        stages.do("prepare", f"clean, hold out, tokenise, shards, on Ray -> {paths.corpus}", lambda: _prepare(paths))
+        make_demo_corpus(paths, stages)
         config = _config(paths)
         stages.do("train", f"on Ray with DeepSpeed -> {paths.run}", lambda: _train(config))
         stages.do("compare", "with the text's own unigram model and xz", lambda: _compare(config, stages.seconds))
     _show(paths, config)
+
+
+def make_demo_corpus(paths: Paths, stages: Stages) -> None:
+    """The stages up to the corpus that the demo trains on."""
+    stages.do("gather", f"source text and documentation of this Python -> {paths.raw}", lambda: _gather(paths))
+    stages.do("tokenizer", f"{VOCAB_SIZE:,} tokens -> {paths.tokenizer}", lambda: _tokenizer(paths))
+    stages.do("prepare", f"clean, hold out, tokenise, shards, on Ray -> {paths.corpus}", lambda: _prepare(paths))
 
 
 class Stages:

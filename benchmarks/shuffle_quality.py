@@ -1,0 +1,108 @@
+"""Does a window shuffle train as well as a full one? `make bench-shuffle`; about 45 minutes on two quiet cores.
+
+The demo's model on the demo's corpus, one rank and one thread a run, two runs at a time. For each seed (initial weights
+and order) the same training with rows shuffled in windows of a few chunks, over the whole corpus, and chunk by chunk.
+Compared is the held-out loss after the last step, seed by seed. A run that was cut off goes on, a finished one counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.machine import machine_line
+from fmscale.corpus.manifest import Manifest
+from fmscale.observe.metrics import eval_series
+from launcher.demo import CONFIG, Paths, Stages, make_demo_corpus
+from launcher.ray_cluster import private_environment
+
+T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Student's t, two-sided 95 %, by degrees of freedom."""
+
+
+def train(out: Path, corpus: Path, name: str, window: int, seed: int, steps: int) -> float:
+    """Held-out loss after the last step."""
+    settings = {
+        "run.root": out,
+        "run.name": f"{name}-{seed}",
+        "data.sources.python.corpus": corpus,
+        "data.window_chunks": window,
+        "data.seed": seed,
+        "train.seed": seed,
+        "train.steps": steps,
+        "schedule.warmup_steps": min(40, steps // 2),
+        "engine": "plain",
+        "parallel.dp": 1,
+        "launch.backend": "torchrun",
+        "checkpoint.every_steps": steps,
+        "eval.every_steps": steps,
+        "eval.rows": 0,
+        "logging.wandb.mode": "disabled",
+        "logging.console_every_steps": steps,
+    }
+    command = [sys.executable, "-m", "launcher.cli", "train", str(CONFIG), *(f"{k}={v}" for k, v in settings.items())]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    last = eval_series(out / f"{name}-{seed}")[-1]
+    assert last["step"] == steps, f"{name}-{seed} ended at step {last['step']} of {steps}"
+    print(f"{name:<8} seed {seed}   held-out loss {last['heldout_loss']:.4f}", flush=True)
+    return float(last["heldout_loss"])
+
+
+def compare(name: str, losses: Sequence[float], full: Sequence[float]) -> None:
+    """Paired differences over seeds, with the 95 % interval of their mean."""
+    differences = [a - b for a, b in zip(losses, full, strict=True)]
+    n, mean = len(differences), statistics.fmean(differences)
+    error = statistics.stdev(differences) / math.sqrt(n)
+    reach = T_95[n - 1] * error
+    each = " ".join(f"{d:+.4f}" for d in differences)
+    print(
+        f"{name} - full: {each}   mean {mean:+.4f}, standard error {error:.4f}, 95 % {mean - reach:+.4f} to {mean + reach:+.4f}"
+    )
+    spread = statistics.stdev(full)
+    verdict = "within" if abs(mean) <= reach else "OUTSIDE"
+    print(
+        f"{name}: {verdict} the noise of full shuffle (its losses have a standard deviation of {spread:.4f} over seeds)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-shuffle"))
+    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--window", type=int, default=8, help="chunks of a window; the corpus has about a hundred")
+    parser.add_argument("--at-once", type=int, default=2)
+    options = parser.parse_args()
+    print(machine_line())
+    paths = Paths(data=options.out / "demo-data", run=options.out / "none")
+    with private_environment():
+        make_demo_corpus(paths, Stages(paths.data / "stages.json"))
+    split = Manifest.load(paths.corpus).split("train")
+    windows = {"window": options.window, "full": split.chunks, "chunk": 1}
+    print(
+        f"\n{split.chunks} chunks of {split.chunk_tokens:,} tokens; rows shuffled in windows of {options.window} chunks (window), "
+        f"of all (full), of one (chunk); {options.steps} steps"
+    )
+    os.environ["OMP_NUM_THREADS"] = "1"
+    seeds = range(options.seeds)
+    jobs = [(name, seed) for seed in seeds for name in ("window", "full")] + [("chunk", seed) for seed in seeds]
+    with ThreadPoolExecutor(options.at_once) as pool:
+        losses = pool.map(
+            lambda job: train(options.out, paths.corpus, job[0], windows[job[0]], job[1], options.steps), jobs
+        )
+        found = dict(zip(jobs, losses, strict=True))
+    print()
+    full = [found["full", seed] for seed in seeds]
+    for name in ("window", "chunk"):
+        compare(name, [found[name, seed] for seed in seeds], full)
+
+
+if __name__ == "__main__":
+    main()

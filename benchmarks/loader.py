@@ -1,116 +1,177 @@
-"""How fast rows are found, read and handed over: `python -m benchmarks.loader` from the root of the project.
+"""Loaders side by side, on the same rows and cores: `make bench-loader`; about 15 minutes, 3 GB below runs/.
 
-Prints one line per measurement, best of several repetitions, with the machine in the first line. All in one process
-but for the last lines, where one Ray reader actor feeds this one. Reads a corpus of random tokens in the page cache.
+Each contender is a process of its own (`contender.py`), in the project's environment or the peers'
+(benchmarks/peers/requirements.txt). All take turns, there and back, `--repeat` times; a figure is the median of these.
+First the loaders in one process on one core, then those that hand over rows through other processes, on all cores.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
-import platform
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import islice
+import statistics
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fmscale.config import Config
-from fmscale.corpus.batch import Batch, batch_hash
-from fmscale.corpus.loader import LocalLoader, RowReader
-from fmscale.corpus.order import Order
-from fmscale.corpus.permutation import permute
-from fmscale.corpus.sequence import SourceSpec
-from fmscale.corpus.sources import open_run_data
-from launcher.ray_cluster import cluster
-from tests.corpora import make_corpus, run_config
+from benchmarks.contract import CHUNK_TOKENS, CHUNKS
+from benchmarks.machine import machine_line
+from fmscale.corpus.shards import Corpus
+from tests.corpora import make_corpus
 
 
-def best(work: Callable[[], Any], repeat: int = 5) -> float:
-    """Seconds of the fastest of `repeat` calls."""
-    times = []
-    for _ in range(repeat):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return min(times)
+class Contender(NamedTuple):
+    label: str
+    name: str
+    """Module below benchmarks, and its function."""
+
+    @property
+    def is_peer(self) -> bool:
+        return self.name.startswith("peers.")
+
+    @property
+    def directory(self) -> str:
+        return self.name.partition(":")[0].rpartition(".")[2]
 
 
-def line(name: str, amount: float, unit: str, seconds: float) -> None:
-    print(f"{name:<58}{amount / seconds / 1e6:10.2f} M {unit}/s", flush=True)
+IN_PROCESS = (
+    Contender("fmscale LocalLoader", "ours:epochs"),
+    Contender("memmap, random rows (no format)", "ceiling:epochs"),
+    Contender("memmap, uint16 left as it is", "ceiling:epochs_uint16"),
+    Contender("litdata TokensLoader, raw", "peers.litdata:epochs"),
+    Contender("litdata StreamingDataLoader", "peers.litdata:epochs_dataloader"),
+    Contender("HF datasets Arrow, mapped", "peers.huggingface:epochs"),
+    Contender("HF datasets Parquet, streamed", "peers.huggingface:epochs_streaming"),
+    Contender("webdataset", "peers.webdataset:epochs"),
+    Contender("Grain ArrayRecord", "peers.grain:epochs"),
+    Contender("Grain ArrayRecord, 2 threads", "peers.grain:epochs_threads"),
+    Contender("mosaicml-streaming MDS", "peers.mosaic:epochs"),
+    Contender("Megatron-Energon", "peers.energon:epochs"),
+)
+THROUGH_PROCESSES = (
+    Contender("fmscale RayLoader, 1 reader", "ours:epochs_1_reader"),
+    Contender("fmscale RayLoader, 2 readers", "ours:epochs_2_readers"),
+    Contender("bare Ray actor, 2 MB a call", "ceiling:epochs_actor"),
+    Contender("Ray Data read_numpy, shuffled", "peers.ray_data:epochs"),
+    Contender("Ray Data read_numpy, in order", "peers.ray_data:epochs_unshuffled"),
+    Contender("litdata, 2 workers", "peers.litdata:epochs_2_workers"),
+    Contender("mosaicml-streaming, 2 workers", "peers.mosaic:epochs_2_workers"),
+)
 
 
-def arithmetic() -> None:
-    x = np.arange(1 << 20, dtype=np.uint64)
-    for n in (1 << 20, 10**12, (1 << 20) + 1):
-        line(f"permute, n = {n}", len(x), "indices", best(lambda n=n: permute(x, n, 7)))
-    specs = tuple(SourceSpec(name=f"s{i}", chunks=7_000_000, chunk_tokens=1 << 20, content_hash="") for i in range(3))
-    for count in (1, 3):
-        order = Order(specs[:count], (0.6, 0.3, 0.1)[:count], 0, 2048, 1024, 64)
-        order.locate([0])
-        for first in (0, 10**12):
-            rows = np.arange(first, first + (1 << 18))
-            seconds = best(lambda rows=rows, order=order: order.locate(rows))
-            line(f"locate, {count} sources, rows from {first}", len(rows), "rows", seconds)
-        seconds = best(lambda order=order: order.locate([10**12]), 50)
-        print(f"{f'seek to row 10^12, {count} sources':<58}{seconds * 1e6:10.0f} us", flush=True)
+def make_tokens(out: Path) -> None:
+    """100 M random tokens: our corpus in out/ours, and the same in out/tokens.npy for all others."""
+    if (out / "tokens.npy").exists():
+        return
+    make_corpus(out / "ours", chunks=CHUNKS, heldout=1, chunk_tokens=CHUNK_TOKENS, pieces=50_000)
+    corpus = Corpus.open(out / "ours")
+    chunks = [corpus.tokens(chunk)[:CHUNK_TOKENS] for chunk in range(CHUNKS)]
+    np.save(out / "tokens.tmp.npy", np.concatenate([*chunks, corpus.tokens(CHUNKS - 1)[CHUNK_TOKENS:]]))
+    os.replace(out / "tokens.tmp.npy", out / "tokens.npy")
 
 
-def stream(batches: Iterator[Batch], steps: int) -> None:
-    for _ in islice(batches, steps):
-        pass
+def run(contender: Contender, out: Path, python: str, *arguments: str) -> dict[str, Any] | str:
+    """What the contender's process said, or the last line of its error."""
+    directory = out / contender.directory
+    command = [python, "-W", "ignore", "-m", "benchmarks.contender", contender.name, str(directory), *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    except subprocess.TimeoutExpired:
+        return "no end within 600 s"
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode == 0 and (lines or "--prepare" in arguments):
+        return dict(json.loads(lines[-1])) if lines else {}
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
 
 
-def reading(config: Config) -> None:
-    data, size = open_run_data(config), config.train.global_batch
-    for chunk in range(data.train["web"].chunks):
-        data.train["web"].tokens(chunk)
-    reader = RowReader(data.train, data.order, config.data.seq_len)
-    tokens, what = size * config.data.seq_len, f"{size} x {config.data.seq_len}"
-    line(f"RowReader.read, batches of {what}", tokens, "tokens", best(lambda: reader.read(np.arange(size)), 50))
-    batch = reader.read(np.arange(size))
-    line(f"batch_hash, batches of {what}", tokens, "tokens", best(lambda: batch_hash(batch), 50))
-    steps = max(16, (64 << 20) // tokens)
-    loader = LocalLoader(config, data, 0)
-    batches = loader.batches(0)
-    line(f"LocalLoader, batches of {what}", tokens * steps, "tokens", best(partial(stream, batches, steps), 3))
-    loader.close()
+def prepare(contenders: Sequence[Contender], out: Path, python: str) -> None:
+    for contender in {contender.directory: contender for contender in contenders if contender.is_peer}.values():
+        done = out / f"{contender.directory}.prepared"
+        if not done.exists():
+            print(f"preparing {contender.directory}", file=sys.stderr, flush=True)
+            answer = run(contender, out, python, "--prepare")
+            if isinstance(answer, str):
+                print(f"# {contender.directory}: cannot be prepared: {answer}")
+            else:
+                done.touch()
 
 
-def ray_reading(configs: list[Config], run_dir: Path) -> None:
-    with cluster(min_cpus=1):
-        from fmscale.corpus.readers import RayLoader, start_readers
+def compare(title: str, contenders: Sequence[Contender], options: argparse.Namespace, core: int) -> None:
+    results: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    failures = {}
+    for repetition in range(options.repeat):
+        for contender in contenders[:: -1 if repetition % 2 else 1]:
+            python = options.peers if contender.is_peer else sys.executable
+            limits = ("--seconds", str(options.seconds), "--core", str(core))
+            answer = run(contender, options.out, python, *limits)
+            if isinstance(answer, str):
+                failures[contender.label] = answer
+            else:
+                results[contender.label].append(answer)
+    print(f"\n{title}")
+    print(f"{'':<34}{'first epoch':>22}{'later epochs':>24}   {'ours is':>8}   first batch  exact")
+    ours = median(results[contenders[0].label], "steady")
+    for label in (contender.label for contender in contenders):
+        if not results[label]:
+            print(f"{label:<34}failed: {failures.get(label, 'not run')}")
+            continue
+        exact = {result["exact"] for result in results[label]} - {None}
+        print(
+            f"{label:<34}{spread(results[label], 'first_epoch'):>22}{spread(results[label], 'steady'):>24}   "
+            f"{ours / median(results[label], 'steady'):>6.2f} x   "
+            f"{median(results[label], 'first_batch_s'):>9.2f} s  {'-' if not exact else 'yes' if exact == {True} else 'NO'}",
+            flush=True,
+        )
 
-        for config in configs:
-            tokens = config.train.global_batch * config.data.seq_len
-            steps = max(64, (64 << 20) // tokens)
-            batches = RayLoader(start_readers(config, run_dir), config, open_run_data(config), 0).batches(0)
-            stream(batches, steps)  # every chunk verified, the actor up
-            what = f"{config.train.global_batch} x {config.data.seq_len}"
-            line(
-                f"RayLoader, 1 reader, batches of {what}",
-                tokens * steps,
-                "tokens",
-                best(partial(stream, batches, steps), 3),
-            )
+
+def median(results: Sequence[dict[str, Any]], key: str) -> float:
+    return statistics.median([float(result[key]) for result in results] or [float("nan")])
+
+
+def spread(results: Sequence[dict[str, Any]], key: str) -> str:
+    values = [float(result[key]) for result in results]
+    return f"{statistics.median(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
+def versions(python: str) -> str:
+    pins = Path("benchmarks/peers/requirements.txt").read_text().splitlines()
+    names = [pin.partition("==")[0].partition("[")[0] for pin in pins if "==" in pin] + ["numpy"]
+    code = f"from importlib.metadata import version\nprint(*(f'{{n}} {{version(n)}}' for n in {names!r}), sep=', ')"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
 def main() -> None:
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {load}, numpy {np.__version__}")
-    arithmetic()
-    with tempfile.TemporaryDirectory() as folder:
-        make_corpus(Path(folder) / "web", chunks=64, heldout=1, chunk_tokens=1 << 20)
-        configs = [
-            run_config(Path(folder), {"web": 1.0}, seq_len=seq_len, global_batch=rows, window_chunks=64)
-            for rows, seq_len in ((16, 512), (32, 1024), (256, 2048))
-        ]
-        for config in configs:
-            reading(config)
-        ray_reading(configs, Path(folder))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-loader"))
+    parser.add_argument("--peers", default=".venv-bench/bin/python", help="Python of the peers' environment")
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each process")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", default="", help="labels that contain this, and ours")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    make_tokens(options.out)
+    chosen = [
+        [c for i, c in enumerate(group) if i == 0 or options.only.lower() in c.label.lower()]
+        for group in (IN_PROCESS, THROUGH_PROCESSES)
+    ]
+    print(machine_line())
+    print(f"# peers: {versions(options.peers)}")
+    print(
+        f"# ours: numpy {np.__version__}; {CHUNKS * CHUNK_TOKENS / 1e6:.1f} M tokens, rows of 2048 + 1, batches of 256"
+    )
+    print(f"# M tokens/s at the consumer: median (least-most) of {options.repeat}; {options.seconds:g} s a process")
+    print("# exact: each finished epoch had each row once; -: no epoch was finished in that time")
+    prepare([*chosen[0], *chosen[1]], options.out, options.peers)
+    core = max(os.sched_getaffinity(0))
+    compare(f"in one process, on core {core} alone", chosen[0], options, core)
+    compare(f"through other processes, {len(os.sched_getaffinity(0))} cores", chosen[1], options, -1)
 
 
 if __name__ == "__main__":

@@ -21,4 +21,5 @@ def machine_line() -> str:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     memory = psutil.virtual_memory().total / 2**30
     day = time.strftime("%Y-%m-%d", time.gmtime())
-    return f"# {cpu_name()}, {os.cpu_count()} cores, {memory:.0f} GiB, Linux {platform.release().split('-')[0]}, Python {platform.python_version()}; load {load}; {day}"
+    system = f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
+    return f"# {cpu_name()}, {os.cpu_count()} cores, {memory:.0f} GiB, {system}; load {load}; {day}"

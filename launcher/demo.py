@@ -71,11 +71,12 @@ def run_demo(out: Path, fresh: bool) -> None:
     _show(paths, config)
 
 
-def make_demo_corpus(paths: Paths, stages: Stages) -> None:
-    """The stages up to the corpus that the demo trains on."""
+def make_demo_corpus(paths: Paths, stages: Stages, **recipe: Any) -> None:
+    """The stages up to the corpus that the demo trains on. recipe: changes of its recipe's fields."""
     stages.do("gather", f"source text and documentation of this Python -> {paths.raw}", lambda: _gather(paths))
     stages.do("tokenizer", f"{VOCAB_SIZE:,} tokens -> {paths.tokenizer}", lambda: _tokenizer(paths))
-    stages.do("prepare", f"clean, hold out, tokenise, shards, on Ray -> {paths.corpus}", lambda: _prepare(paths))
+    title = f"clean, hold out, tokenise, shards, on Ray -> {paths.corpus}"
+    stages.do("prepare", title, lambda: _prepare(_recipe(paths, **recipe)))
 
 
 class Stages:
@@ -115,7 +116,7 @@ def _gather(paths: Paths) -> str:
     return f"{found['documents']:,} documents of {found['groups']} packages, {found['text_bytes'] / 1e6:.1f} MB"
 
 
-def _recipe(paths: Paths) -> Any:
+def _recipe(paths: Paths, **changes: Any) -> Any:
     from data_pipeline.pipeline import Recipe
 
     return Recipe(
@@ -124,6 +125,7 @@ def _recipe(paths: Paths) -> Any:
         tokenizer=str(paths.tokenizer),
         heldout_fraction=HELDOUT_FRACTION,
         heldout_by="group",
+        **changes,
     )
 
 
@@ -140,11 +142,11 @@ def _tokenizer(paths: Paths) -> str:
     return f"fingerprint {trained.fingerprint[:12]}"
 
 
-def _prepare(paths: Paths) -> str:
+def _prepare(recipe: Any) -> str:
     from data_pipeline.run import prepare
 
     with cluster(min_cpus=1):
-        manifest = prepare(_recipe(paths))
+        manifest = prepare(recipe)
     train, heldout = manifest.splits["train"], manifest.splits["heldout"]
     return f"{train.tokens:,} tokens to train on, {heldout.tokens:,} held out, in {len(manifest.shards)} shards"
 

@@ -132,8 +132,15 @@ def _edges(config: Config, order: Order, rows: int) -> list[int]:
             edges.add(entry.from_row)
         elif entry.kind == "stages":
             edges |= {stage["from_row"] for stage in entry.payload["stages"]}
-    in_force = {origin + stage.start for origin, mixture in order.mixtures(rows) for stage in mixture.stages}
-    return sorted(edge for edge in edges if edge == 0 or (edge < rows and edge in in_force))
+    mixtures = order.mixtures(rows)
+    ends = [*(origin for origin, _ in mixtures[1:]), rows]  # an edit ends the stages that were planned before it
+    in_force = {
+        origin + stage.start
+        for (origin, mixture), end in zip(mixtures, ends, strict=True)
+        for stage in mixture.stages
+        if origin + stage.start < end
+    }
+    return sorted(edge for edge in edges if edge == 0 or edge in in_force)
 
 
 def _stage(order: Order, first: int, last: int) -> StageReading:

@@ -113,6 +113,13 @@ def _merge(base: Any, update: DictConfig, origin: str) -> Any:
                 found=f"{key}={value} in {origin}",
                 do="write the value itself; tools that need a secret read it from the environment themselves",
             )
+    for key, value in _lists_replaced(OmegaConf.to_container(base, resolve=False), new):
+        raise ConfigError(
+            f"setting `{key}` is a list of settings",
+            expected=f"{key}=[{{KEY: value, ...}}, ...], all of its entries at once",
+            found=f"{value} in {origin}",
+            do=_REMEDY,
+        )
     for key, value, names in _groups_replaced(OmegaConf.to_container(base, resolve=False), new):
         raise ConfigError(
             f"setting `{key}` is a group of settings",
@@ -141,6 +148,15 @@ def _groups_replaced(base: Any, new: Any, prefix: str = "") -> Iterator[tuple[st
             yield from _groups_replaced(base[key], new[key], f"{prefix}{key}.")
         elif isinstance(base[key], dict):
             yield f"{prefix}{key}", new[key], list(base[key])
+
+
+def _lists_replaced(base: Any, new: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(key, value) where `new` has something else for what is a list in `base`."""
+    for key in (key for key in new if key in base):
+        if isinstance(base[key], dict) and isinstance(new[key], dict):
+            yield from _lists_replaced(base[key], new[key], f"{prefix}{key}.")
+        elif isinstance(base[key], list) and not isinstance(new[key], list):
+            yield f"{prefix}{key}", new[key]
 
 
 def _config_error(error: OmegaConfBaseException, origin: str) -> ConfigError:

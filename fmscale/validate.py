@@ -18,7 +18,7 @@ POSITIVE = """
 """
 NOT_NEGATIVE = """
     model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
-    schedule.final_lr_ratio data.bad_chunk_budget
+    schedule.final_lr_ratio
     checkpoint.every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts
 """
 
@@ -267,6 +267,7 @@ def _in_range(config: Config) -> None:
         ("optim.beta1", 0.0, 1.0, "0 <= beta < 1"),
         ("optim.beta2", 0.0, 1.0, "0 <= beta < 1"),
         ("schedule.final_lr_ratio", 0.0, math.nextafter(1.0, 2.0), "0 to 1"),
+        ("data.bad_chunk_budget", 0.0, math.nextafter(1.0, 2.0), "0 to 1, a share of a source's chunks"),
         ("data.seed", -(2**63), 2**63, "a signed 64-bit integer"),
         ("train.seed", -(2**63), 2**63, "a signed 64-bit integer"),
     ]

@@ -111,6 +111,8 @@ def test_edits_of_the_ledger_are_part_of_the_plan(root: Path, tmp_path: Path) ->
     assert plan.edits == [("weights", 5), ("skip", 100), ("quarantine", 101)]
     out = succeeds("data", "mix", *arguments(root, place))
     assert all(f"from step {step}: edit, {kind}" in out for kind, step in plan.edits)
+    curve = "stages: [{weights: {web: 1}, curve: cosine}, {from_tokens: 1e5, weights: {code: 1}}]"
+    (tmp_path / "stages.yaml").write_text(curve)
     succeeds("order", "edit", str(config.run_dir), "stages", str(tmp_path / "stages.yaml"), "--from-step", "6")
     plan = reading_plan(config, open_run_data(config))
     assert_counted(config, plan)

@@ -47,6 +47,9 @@ def test_shipped_configs_load() -> None:
             load([file])
 
 
+RAMP = "train.batch_ramp=[{from_tokens: 1e6, global_batch: 16}"
+STAGE = "data.stages=[{weights:"
+
 MISTAKES = [
     (["train.stepz=3"], "unknown setting `train.stepz`", "steps"),
     (["trian.steps=3"], "unknown setting `trian`", "train"),
@@ -86,19 +89,125 @@ MISTAKES = [
     ),
     (["checkpoint.keep=1"], "no predecessor to fall back to", "checkpoint.keep=2"),
     (["data.sources.main.weight=0"], "source `main` has an impossible weight", "leave the source out"),
+    (["data.sources.main.weight=nan"], "data.sources.main.weight is not finite", "finite value"),
     (["data.sources.web.corpus=/nowhere"], "source `web` has no finished corpus", "prepare it"),
+    (["data.sources.main.max_epochs=-1"], "source `main` has an impossible max_epochs", "0 for no limit"),
+    (["data.sources.main.max_epochs=inf"], "data.sources.main.max_epochs is not finite", "finite value"),
+    (["data.sources.main.beyond_max_epochs=maybe"], "`data.sources.main.beyond_max_epochs` has a wrong", "'repeat'"),
+    (["data.bad_chunks=ignore"], "setting `data.bad_chunks` has a wrong value", "['fail', 'quarantine']"),
+    (["data.bad_chunk_budget=-0.1"], "data.bad_chunk_budget is out of range", "0 to 1, a share"),
+    (["data.bad_chunk_budget=3"], "data.bad_chunk_budget is out of range", "found: 3.0"),
+    ([f"{RAMP}, {{from_tokens: 5e5, global_batch: 64}}]"], "entries of train.batch_ramp do not rise", "1e+06, 500000"),
+    ([f"{RAMP}, {{from_tokens: 1e6, global_batch: 64}}]"], "entries of train.batch_ramp do not rise", "put them in"),
+    (["train.batch_ramp=[{from_tokens: -1, global_batch: 8}]"], "entries of train.batch_ramp do not rise", "0 or more"),
+    (["train.batch_ramp=[{from_tokens: 1e6}]"], "fewer rows than there are", "train.batch_ramp.0.global_batch=1 or"),
+    (
+        [f"{RAMP}]", "parallel.dp=20", "engine=zero", "train.micro_batch=1"],
+        "fewer rows than there are data-parallel ranks",
+        "set train.batch_ramp.0.global_batch=20 or parallel.dp=16",
+    ),
+    (
+        ["train.global_batch=4", f"{RAMP}]", "train.micro_batch=20"],
+        "micro-batch is larger than a rank's share",
+        "16 / 1 = 16",
+    ),
+    (["train.batch_ramp=[{global_bach: 3}]"], "unknown setting `global_bach`", "did you mean `global_batch`?"),
+    (["train.batch_ramp=[{global_batch: lots}]"], "setting `global_batch` has a wrong value", "Integer"),
+    (["train.batch_ramp=5"], "setting `train.batch_ramp` is a list of settings", "found: 5 in the argument"),
+    (["train.batch_ramp={from_tokens: 1}"], "setting `train.batch_ramp` is a list of settings", "all of its entries"),
+    (["train.batch_ramp.0.global_batch=7"], "setting `train.batch_ramp` is a list of settings", "[{KEY: value, ...}"),
+    (["data.seq_len_schedule=[{seq_len: 300}]"], "a sequence length does not divide the rows", "256 or 512"),
+    (["data.seq_len_schedule=[{seq_len: 2048}]"], "a sequence length does not divide the rows", "seq_len=1024, the l"),
+    (["data.seq_len_schedule=[{from_tokens: nan, seq_len: 512}]"], "seq_len_schedule.0.from_tokens is not", "finite"),
+    (
+        ["data.seq_len_schedule=[{from_tokens: 2, seq_len: 512}, {seq_len: 256}]"],
+        "entries of data.seq_len_schedule do not rise",
+        "found: 2, 0",
+    ),
+    ([f"{STAGE} {{main: 1, wiki: 2}}}}]"], "data.stages.0 has no usable weights", "of the sources main"),
+    ([f"{STAGE} {{main: 0}}}}]"], "data.stages.0 has no usable weights", "some above 0"),
+    ([f"{STAGE} {{main: -1}}}}]"], "data.stages.0 has no usable weights", "found: main: -1"),
+    (["data.stages=[{from_tokens: 9}]"], "data.stages.0 has no usable weights", "found: none"),
+    (
+        [f"{STAGE} {{main: 1}}, curve: linear}}]"],
+        "data.stages.0 has a curve that leads nowhere",
+        "curve=linear in",
+    ),
+    ([f"{STAGE} {{main: 1}}, curve: wavy}}]"], "setting `curve` has a wrong value", "['constant', 'linear', 'cosine']"),
+    ([f"{STAGE} {{main: 1}}}}, {{weights: {{main: 1}}}}]"], "entries of data.stages do not rise", "found: 0, 0"),
+    (
+        ["data.sources.main.weight=0", "data.stages=[{from_tokens: 1, weights: {main: 1}}]"],
+        "no source has weight at the run's start",
+        "a stage with from_tokens=0",
+    ),
+    ([f"{STAGE} {{main: 1}}}}]", "data.sources.web.corpus=CORPUS"], "source `web` never has weight", "in some stage"),
 ]
 
 
 @pytest.mark.parametrize(("overrides", "what", "remedy"), MISTAKES, ids=[m[1] for m in MISTAKES])
 def test_a_mistake_is_one_clear_message(corpus: Path, overrides: list[str], what: str, remedy: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        validate(config_of(corpus, *overrides))
+        validate(config_of(corpus, *(override.replace("=CORPUS", f"={corpus}") for override in overrides)))
     text = str(caught.value)
     assert what in text
     assert remedy in text
     assert len(text.splitlines()) <= 6
     assert caught.value.exit_code == 2
+
+
+SCHEDULES = """
+data:
+  sources: {web: {corpus: CORPUS, weight: 0, max_epochs: 1.5, beyond_max_epochs: repeat}}
+  stages:
+  - {from_tokens: 1e9, weights: {main: 2, web: 1}, curve: cosine}
+  - {from_tokens: 2e9, weights: {web: 1}}
+  seq_len_schedule: [{seq_len: 256}, {from_tokens: 1e6, seq_len: 1024}]
+train: {batch_ramp: [{from_tokens: 1e6, global_batch: 64}]}
+"""
+
+
+def test_lists_of_settings_come_from_files_and_arguments_and_stay(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text(SCHEDULES.replace("CORPUS", str(corpus)))
+    main = f"data.sources.main.corpus={corpus}"
+    given = load([tmp_path / "more.yaml"], [main, "train.batch_ramp=[{from_tokens: 2e6, global_batch: 96}]"])
+    validate(given)
+    assert [(stage.from_tokens, stage.weights, stage.curve) for stage in given.data.stages] == [
+        (1e9, {"main": 2, "web": 1}, "cosine"),
+        (2e9, {"web": 1}, "constant"),
+    ]
+    assert [(stage.from_tokens, stage.seq_len) for stage in given.data.seq_len_schedule] == [(0, 256), (1e6, 1024)]
+    assert [(stage.from_tokens, stage.global_batch) for stage in given.train.batch_ramp] == [(2e6, 96)]
+    assert from_yaml(to_yaml(given)) == given
+    check_resume(given, from_yaml(to_yaml(given)))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("train.batch_ramp=[{from_tokens: 1e6, global_batch: 65}]", "train.batch_ramp.0.global_batch: 64 -> 65"),
+        ("train.batch_ramp=[]", "train.batch_ramp.0.global_batch: 64 -> absent"),
+        ("data.seq_len_schedule=[{seq_len: 512}]", "data.seq_len_schedule.0.seq_len: 256 -> 512"),
+        ("data.stages=[{weights: {main: 1, web: 1}}]", "data.stages.0.curve: cosine -> constant"),
+        ("data.sources.web.weight=1", "data.sources.web.weight: 0.0 -> 1.0"),
+        ("data.packing=best_fit", "data.packing: concat -> best_fit"),
+        ("data.bad_chunks=quarantine", ""),
+        ("data.bad_chunk_budget=0.5", ""),
+        ("data.sources.web.max_epochs=3", ""),
+        ("data.sources.web.beyond_max_epochs=refuse", ""),
+    ],
+)
+def test_what_a_resume_may_change_of_the_order(corpus: Path, tmp_path: Path, change: str, told: str) -> None:
+    (tmp_path / "more.yaml").write_text(SCHEDULES.replace("CORPUS", str(corpus)))
+    old, new = (
+        load([tmp_path / "more.yaml"], [f"data.sources.main.corpus={corpus}", *more]) for more in ([], [change])
+    )
+    if not told:
+        check_resume(old, new)
+        return
+    with pytest.raises(ConfigError) as caught:
+        check_resume(old, new)
+    assert told in str(caught.value)
+    assert len(str(caught.value).splitlines()) <= 6
 
 
 def test_a_fifth_of_decay_after_the_warm_up_is_accepted(corpus: Path) -> None:

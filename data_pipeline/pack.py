@@ -148,7 +148,7 @@ def _publish(part: Corpus, row_tokens: int, advance: Callable[[int], None], grou
             f"the packing plan {directory} cannot be written",
             expected="a corpus directory with room, in which this user may write",
             found=error.strerror or str(error),
-            do=f"mend that, or pack links of your own to it: `cp -rs --no-preserve=mode {part.path.resolve()} DIRECTORY`",
+            do=f"mend that, or pack links to it: `cp -rs --no-preserve=mode {part.path.resolve()} DIRECTORY`",
         ) from error
 
 

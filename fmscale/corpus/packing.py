@@ -146,7 +146,7 @@ class Packed:
         """Blocks that read any token of a chunk of the corpus, rising: those that are lost where the chunk is.
 
         By the plan alone. Costs a look at some 2 log2(blocks) blocks, and at those of a group or two of chunks (64
-        blocks or more in a small corpus, some ten in a large one): 20 µs each at R U = 2^20. Raises DataError for a
+        blocks or more in a small corpus, some ten in a large one), tens of µs each. Raises DataError for a
         damaged block of the plan.
         """
         assert 0 <= chunk < self.corpus.chunks, f"chunk {chunk} of {self.corpus.chunks}"

@@ -492,7 +492,7 @@ def test_a_corpus_that_may_not_be_written_is_packed_beside(path: Path) -> None:
         corpus = Corpus.open(base)
         message = (
             rf"plan {base}/packing-train-U0000032-g0000 cannot be written\n  expected: a corpus directory with room, .*"
-            rf"\n  found: Permission denied\n  do: mend that, or pack links .*: `cp -rs --no-preserve=mode {base} DIRE"
+            rf"\n  found: Permission denied\n  do: mend that, or .*: `cp -rs --no-preserve=mode {base} D"
         )
         with as_a_user_who_may_not_write(base):
             with pytest.raises(MachineError, match=message):
@@ -583,6 +583,13 @@ def test_a_generation_without_a_plan_is_named(path: Path) -> None:
     assert "no packing plan" in line
 
 
+def test_damage_of_a_plan_is_told_once(path: Path) -> None:
+    packed = pack(grow(path, [[100]]), ROW)
+    (directory_of(packed.up_to(0)) / "index.bin").unlink()
+    (line,) = survey(path).damage
+    assert "-g0000/index.bin is damaged or missing" in line
+
+
 def test_a_generation_beyond_those_opened(path: Path) -> None:
     with pytest.raises(DataError, match="has no generation 1\n"):
         pack(Corpus.open(path), ROW).up_to(1)
@@ -594,7 +601,7 @@ def test_plans_of_different_blocks_are_refused(path: Path) -> None:
     marker.write_bytes(replace(packed.plans[1], rows_per_block=4).render())
     message = (
         r"-g0001 has other blocks than that of generation 0\n  expected: 1 rows to a block\n  found: 4 rows to "
-        r"a block\n  do: remove the directory and run `fmscale data pack .* --generation 1` again, or restore the plan of gen"
+        r"a block\n  do: remove the directory and run `fmscale data pack .* --generation 1` again, or restore the "
     )
     with pytest.raises(DataError, match=message):
         Packed.open(Corpus.open(path), ROW)
@@ -706,9 +713,7 @@ def test_a_run_goes_on_over_a_corpus_that_has_grown(tmp_path: Path) -> None:
     corpus = grow(base, [rng.integers(1, 90, 60).tolist()])
     assert replay(config, 1, steps, 2) == begun
     later = replace(config, run=replace(config.run, name="later"))
-    with pytest.raises(
-        DataError, match=r"generation 1\n(.*\n)*.*`fmscale data pack .* --row-tokens 32 --generation 1`"
-    ):
+    with pytest.raises(DataError, match=r"generation 1\n(.*\n)*.*`fmscale data pack .* --generation 1`"):
         begin_ledger(later)
     new = pack(corpus, ROW)
     assert replay(config, 1, steps, 2) == begun

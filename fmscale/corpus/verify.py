@@ -115,8 +115,11 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
                 size += shard.bytes
                 progress(shard.bytes)
     plans = sorted(base.glob(f"packing-*/{packing_plan.MARKER}"))
-    # A plan is read with those of the generations before it: their faults are its own, told once.
-    damage += [] if damage else filter(None, dict.fromkeys(_fault_of_plan(base, plan) for plan in plans))
+    for plan in [] if damage else plans:
+        fault = _fault_of_plan(base, plan)
+        # A plan is read with those of the generations before it: their faults are its own, and told once.
+        if fault and fault.what not in [told.what for told in damage]:
+            damage.append(fault)
     directories = [path for path in known if path.is_dir()]
     known |= {plan.parent for plan in plans}
     found = [p for d in directories for p in d.iterdir() if p not in known and not p.name.startswith(".")]

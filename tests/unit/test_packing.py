@@ -579,15 +579,15 @@ def test_a_generation_without_a_plan_is_named(path: Path) -> None:
     with pytest.raises(DataError, match=message):
         Packed.open(Corpus.open(path), ROW)
     assert Packed.open(Corpus.open(path, generation=0), ROW).blocks
-    (line,) = survey(path).damage  # the plan of generation 2 is of no use
-    assert "no packing plan" in line
+    (fault,) = survey(path).damage  # the plan of generation 2 is of no use
+    assert "no packing plan" in str(fault)
 
 
 def test_damage_of_a_plan_is_told_once(path: Path) -> None:
     packed = pack(grow(path, [[100]]), ROW)
     (directory_of(packed.up_to(0)) / "index.bin").unlink()
-    (line,) = survey(path).damage
-    assert "-g0000/index.bin is damaged or missing" in line
+    (fault,) = survey(path).damage
+    assert "-g0000/index.bin is damaged or missing" in str(fault)
 
 
 def test_a_generation_beyond_those_opened(path: Path) -> None:

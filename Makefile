@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PEERS  ?= .venv-bench
+PEERS_STAMP := $(PEERS)/.installed
 # Ray gives each rank one slot; `timeout` makes a hang an error of its own.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-full bench-loader lint format clean
+.PHONY: help install demo test test-full lint format clean bench-loader bench-reader-kills bench-shuffle bench-real
 .DEFAULT_GOAL := help
 
 help:
@@ -15,7 +17,11 @@ help:
 	@echo "make demo        raw text of this machine -> tokenizer -> shards -> training -> summary (FRESH=1: start over)"
 	@echo "make test        lint, types, import layers, tests (about 6 minutes on 2 cores)"
 	@echo "make test-full   the slow ones too"
-	@echo "make bench-loader   order and loaders on this machine (results of ours: benchmarks/results/)"
+	@echo "make bench-loader        order, seeks, our loaders beside seven others (20 minutes; other libraries in $(PEERS))"
+	@echo "make bench-reader-kills  readers killed while a rank reads (14 minutes)"
+	@echo "make bench-shuffle       training with window shuffle and with full shuffle (40 minutes)"
+	@echo "make bench-real          step time with real data and with synthetic tokens (6 minutes)"
+	@echo "                         (what these said on our machine: benchmarks/results/)"
 
 install: $(STAMP)
 
@@ -42,12 +48,31 @@ test: lint
 test-full: lint
 	$(PYTEST) --durations=30
 
-bench-loader: $(STAMP)
-	$(BIN)/python -m benchmarks.loader
+# torch first: what comes after it finds it there and brings no other.
+$(PEERS_STAMP): benchmarks/peers/requirements.txt
+	@test -d $(PEERS) || $(PYTHON) -m venv $(PEERS)
+	@echo "installing the peers into $(PEERS) (about 2 GB)"
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' $<)
+	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+bench-loader: $(STAMP) $(PEERS_STAMP)
+	$(BIN)/python -m benchmarks.order
+	$(BIN)/python -m benchmarks.seek
+	$(BIN)/python -m benchmarks.loader --peers $(PEERS)/bin/python
+
+bench-reader-kills: $(STAMP)
+	$(BIN)/python -m benchmarks.reader_kills
+
+bench-shuffle: $(STAMP)
+	$(BIN)/python -m benchmarks.shuffle_quality
+
+bench-real: $(STAMP)
+	$(BIN)/python -m benchmarks.real_vs_synthetic
 
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

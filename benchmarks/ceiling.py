@@ -41,7 +41,7 @@ def _orders() -> Iterator[np.ndarray]:
 def epochs_uint16(directory: Path) -> Iterator[Iterator[Pair]]:
     rows = Rows(directory.parent / "tokens.npy")
     for order in _orders():
-        yield (pair_of(torch.from_numpy(rows.gather(part).view(np.int16))) for part in np.split(order, ROWS // BATCH))
+        yield (pair_of(torch.from_numpy(rows.gather(part))) for part in np.split(order, ROWS // BATCH))
 
 
 def epochs(directory: Path) -> Iterator[Iterator[Pair]]:

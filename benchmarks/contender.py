@@ -1,6 +1,6 @@
 """One loader, measured in a process of its own: `python -m benchmarks.contender MODULE:EPOCHS DIRECTORY`.
 
-Prints one line of JSON. Its files are in the page cache. The clock starts with the modules imported and Ray, where it is
+Prints one line of JSON. Its files are in the page cache. The clock starts with the modules imported and Ray, where
 needed, up, and stops at the consumer: so opening the data set and the first use of everything are in the first epoch.
 """
 

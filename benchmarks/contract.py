@@ -42,7 +42,7 @@ def pair_of(rows: torch.Tensor) -> Pair:
 
 def checksum_of(inputs: torch.Tensor, labels: torch.Tensor) -> int:
     """Of the first and last token of each row; adds up over an epoch, whatever its order."""
-    return int(inputs[:, 0].sum()) + 3 * int(labels[:, -1].sum())
+    return int(inputs[:, 0].long().sum()) + 3 * int(labels[:, -1].long().sum())
 
 
 def expected_checksum(tokens: Path) -> int:

@@ -122,11 +122,12 @@ def compare(title: str, contenders: Sequence[Contender], options: argparse.Names
         if not results[label]:
             print(f"{label:<34}failed: {failures.get(label, 'not run')}")
             continue
-        exact = {result["exact"] for result in results[label]} - {None}
+        steady, exact = median(results[label], "steady"), {result["exact"] for result in results[label]} - {None}
+        first = median(results[label], "first_batch_s")
         print(
             f"{label:<34}{spread(results[label], 'first_epoch'):>22}{spread(results[label], 'steady'):>24}   "
-            f"{ours / median(results[label], 'steady'):>6.2f} x   "
-            f"{median(results[label], 'first_batch_s'):>9.2f} s  {'-' if not exact else 'yes' if exact == {True} else 'NO'}",
+            f"{ours / steady if steady else float('nan'):>6.2f} x   {first:>9.2f} s  "
+            f"{'yes' if exact == {True} else 'NO' if exact else '-'}",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""Megatron-Energon: webdataset tars with its index, crude samples, shuffle buffer of 1000, no workers: in this process."""
+"""Megatron-Energon: webdataset tars with its index, crude samples, shuffle buffer of 1000, no workers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""datasets: Arrow files, memory-mapped, all rows shuffled, numpy batches (`epochs`); or Parquet, streamed, with a shuffle
-buffer of 1000 (`epochs_streaming`)."""
+"""datasets: Arrow files, memory-mapped, all rows shuffled, numpy batches (`epochs`); or Parquet, streamed, with a
+shuffle buffer of 1000 (`epochs_streaming`)."""
 
 from __future__ import annotations
 

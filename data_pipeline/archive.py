@@ -16,7 +16,7 @@ from fmscale.errors import DataError
 
 MAX_RATIO = 200
 """Of an archive's text to its bytes. JSON lines of text have 3 to 10, logs that repeat themselves up to 100."""
-RATIO_FREE_BYTES = 1 << 26
+RATIO_FREE_BYTES = 1 << 23
 """What an archive may inflate to at any ratio."""
 MAX_WINDOW_BYTES = 1 << 27
 """What a zstandard frame may have its reader remember; the tool's own default."""

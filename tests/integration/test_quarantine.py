@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
@@ -20,8 +23,10 @@ from fmscale.corpus.quarantine import substitute_of
 from fmscale.corpus.replay import replay
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.sources import open_run_data, resolve
+from fmscale.errors import DataError
 from fmscale.observe.events import read_events
 from fmscale.observe.metrics import series
+from fmscale.training.checkpoint import CheckpointStore
 from launcher.edits import log
 from tests.corpora import make_corpus
 from tests.integration.test_train import config_of, go, hashes
@@ -73,6 +78,12 @@ def chunks_in_order(config: Config) -> list[list[int]]:
     order = open_run_data(config).order
     steps = [order.steps.step(number) for number in range(1, config.train.steps + 1)]
     return [order.locate(np.arange(s.first_row, s.first_row + s.rows)).chunk.tolist() for s in steps]
+
+
+def stands_still(run: Run) -> bool:
+    before = len(run.steps())
+    time.sleep(1.0)
+    return len(run.steps()) == before
 
 
 def ledger_of(config: Config) -> Ledger:
@@ -146,7 +157,7 @@ def test_a_run_goes_on_across_damage_and_its_ledger_says_it_all(
 
 
 def test_a_shard_that_is_missing_and_one_that_is_cut_short(root: Path, whole: Path, corpus: Path) -> None:
-    config = config_of(root, corpus, "shards", *QUARANTINE, "train.steps=6", "data.bad_chunk_budget=0.9")
+    config = config_of(root, corpus, "shards", *QUARANTINE, "train.steps=4", "data.bad_chunk_budget=0.9")
     first, second, _ = shards(corpus)
     first.unlink()
     with second.open("r+b") as file:
@@ -159,7 +170,7 @@ def test_a_shard_that_is_missing_and_one_that_is_cut_short(root: Path, whole: Pa
     assert not gone & substitutes
     assert any(chunk < 128 for chunk in gone)
     assert any(128 <= chunk < 256 for chunk in gone)
-    assert hashes(config) == replayed(config, whole, 6)
+    assert hashes(config) == replayed(config, whole, 4)
     assert_losses_are_told_exactly(config)
 
 
@@ -244,26 +255,59 @@ def test_held_out_text_has_no_substitute(root: Path, corpus: Path) -> None:
         go(config)
     assert ledger_of(config).entries == ()
     heldout.unlink()
-    with pytest.raises(Exception, match=r"shard .*heldout.* is cut short, overgrown or missing"):
-        go(config_of(root, corpus, "heldout-missing", *QUARANTINE, "train.steps=2"))
+    with pytest.raises(DataError, match=r"shard .*heldout.* is cut short, overgrown or missing"):
+        open_run_data(config)  # what every command begins with, and every rank
 
 
 def test_one_chunk_in_a_hundred_and_a_kill_9_after_the_ledger_was_written(
-    tmp_path: Path, whole: Path, corpus: Path
+    root: Path, whole: Path, corpus: Path
 ) -> None:
-    """The supervisor starts it again: the entry is there before any checkpoint knows of it, and nothing is lost."""
-    bad = list(range(50, CHUNKS, 100))
-    flip(corpus, bad)
-    settings = [*QUARANTINE, "train.steps=40", "parallel.dp=2", "checkpoint.every_steps=9", "eval.every_steps=0"]
-    run = Run(tmp_path, "killed", corpus, settings)
-    run.train(env={"FAULTS": "ledger.saved:kill@1", "FAULTS_ONCE": str(tmp_path)})
-    kinds = [event["kind"] for event in read_events(run.directory)]
-    assert kinds.count("restart") == 1, run.output()
-    assert "quarantine" in kinds[: kinds.index("restart")], "what the killed rank found is told before it is written"
-    config = config_of(tmp_path, corpus, "killed", *settings)
-    read = set(chain(*chunks_in_order(config)))
-    assert {entry.payload["chunk"] for entry in ledger_of(config).entries} <= set(bad)
-    assert ledger_of(config).entries
-    assert not read & {entry.payload["chunk"] for entry in ledger_of(config).entries}
-    assert hashes(config) == replayed(config, whole, 40)
-    assert [line["step"] for line in series(config.run_dir)] == list(range(1, 41))
+    """The second start finds an entry that no checkpoint knows of yet, and nothing is lost."""
+    config = config_of(root, corpus, "killed", *QUARANTINE, "train.steps=16", "parallel.dp=2")
+    reads = chunks_in_order(resolve(config))
+    flip(corpus, [reads[5][0], reads[7][-1], reads[13][0]])  # 3 of 300
+    with pytest.raises(RankError, match="rank 0 of 2 failed first:\ndied without a word, exit code -9"):
+        go(config, env={"FAULTS": "ledger.saved:kill@2"})
+    written = ledger_of(config).entries
+    assert len(written) == 2
+    newest = CheckpointStore(config.run_dir / "checkpoints").list()[-1]
+    assert newest.state["ledger"] == [], "the checkpoint is from before the damage was found"
+    go(config_of(root, corpus, "killed", *QUARANTINE, "train.steps=16", "parallel.dp=3"))
+    assert ledger_of(config).entries[:2] == written
+    assert {entry.payload["chunk"] for entry in ledger_of(config).entries} == {
+        reads[5][0],
+        reads[7][-1],
+        reads[13][0],
+    }
+    assert hashes(config) == replayed(config, whole, 16)
+    assert [line["step"] for line in series(config.run_dir)] == list(range(1, 17))
+    assert_losses_are_told_exactly(config)
+
+
+@pytest.mark.slow
+def test_on_ray_damage_is_replaced_and_a_stopped_reader_is_named(tmp_path: Path, whole: Path, corpus: Path) -> None:
+    """Damage before and while readers run; then the only reader stands still for a while, and the run says so."""
+    settings = [*QUARANTINE, "launch.backend=ray", "parallel.dp=2", "eval.every_steps=0", "checkpoint.every_steps=100"]
+    settings += ["train.steps=300"]
+    config = config_of(tmp_path, corpus, "ray", *settings)
+    reads = chunks_in_order(resolve(config))
+    later = reads[149][-1]
+    assert later not in chain(*reads[:149])  # beyond all that may be read ahead at the first step
+    flip(corpus, [reads[20][0]])
+    run = Run(tmp_path, "ray", corpus, settings)
+    run.start()
+    run.wait_for_step(1)
+    flip(corpus, [later])
+    run.wait_for_step(160)
+    (reader,) = run.pids("reader")
+    os.kill(reader, signal.SIGSTOP)
+    run.wait_for(lambda: stands_still(run))
+    os.kill(reader, signal.SIGCONT)
+    assert run.finish() == 0, run.output()
+    assert {entry.payload["chunk"] for entry in ledger_of(config).entries} == {reads[20][0], later}
+    assert hashes(config) == replayed(config, whole, 300)
+    assert_losses_are_told_exactly(config)
+    remarks = [event["text"] for event in read_events(config.run_dir) if event["kind"] == "remark"]
+    assert [text for text in remarks if "of it for `queue`: readers are busy, dead or asked too late" in text], remarks
+    waits = [(line["data_wait_s"], line["data_wait_queue_s"]) for line in run.steps()]
+    assert max(waits)[1] > 0.8 * max(waits)[0] > 0.4

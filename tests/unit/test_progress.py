@@ -37,4 +37,4 @@ def test_steps_evaluations_and_remarks_are_shown_as_they_are_written(
         "torn",
         "step 2/3  held-out loss 7.5000",
     ]
-    assert "chunk 35 is read in its place; 2 rows of the run (18, 40) lost 1,024 tokens" in shown[2]
+    assert "chunk 35 is read in its place; lost: 2 rows (18, 40) of 1,024 tokens" in shown[2]

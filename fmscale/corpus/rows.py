@@ -121,6 +121,9 @@ def read_rows(corpora: Sequence[Readable], places: Places, seq_len: int, documen
     out = np.empty((count, seq_len + 1), token_dtype(corpora[0].vocab_size))
     starts = np.zeros((count, seq_len + 1), np.bool_) if documents else None
     lengths = np.empty(count, np.int32) if any(isinstance(corpus, Packed) for corpus in corpora) else None
+    held: dict[
+        tuple[int, int], Tokens
+    ] = {}  # asking for a chunk asks the kernel for its file's size: once a call, then
     begun, verified, decode_s = time.perf_counter(), _verifying(corpora), 0.0
     for i, (source, chunk, start) in enumerate(_each(places)):
         corpus = corpora[source]
@@ -129,7 +132,10 @@ def read_rows(corpora: Sequence[Readable], places: Places, seq_len: int, documen
                 assert lengths is not None, "packed rows say how long they are"
                 lengths[i] = corpus.read_row(chunk, start // seq_len, out[i], None if starts is None else starts[i])
                 continue
-            out[i] = corpus.tokens(chunk)[start : start + seq_len + 1]
+            tokens = held.get((source, chunk))
+            if tokens is None:
+                tokens = held[source, chunk] = corpus.tokens(chunk)
+            out[i] = tokens[start : start + seq_len + 1]
             if starts is not None:
                 since = time.perf_counter()
                 starts[i, _document_starts(corpus, chunk, start, seq_len + 1)] = True

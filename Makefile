@@ -8,7 +8,7 @@ PEERS_STAMP := $(PEERS)/.installed
 # Ray gives each rank one slot; `timeout` makes a hang an error of its own.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-full lint format clean bench-loader bench-reader-kills bench-shuffle bench-real
+.PHONY: help install demo test test-full lint format clean bench-loader bench-seek bench-reader-kills bench-shuffle bench-real
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test        lint, types, import layers, tests (about 6 minutes on 2 cores)"
 	@echo "make test-full   the slow ones too"
 	@echo "make bench-loader        order, seeks, our loaders beside seven others (20 minutes; other libraries in $(PEERS))"
+	@echo "make bench-seek          from nothing to a batch anywhere in 10^10 rows, corpora of that size (3 minutes; 2 GB of disk)"
 	@echo "make bench-reader-kills  readers killed while a rank reads (14 minutes)"
 	@echo "make bench-shuffle       training with window shuffle and with full shuffle (40 minutes)"
 	@echo "make bench-real          step time with real data and with synthetic tokens (6 minutes)"
@@ -60,6 +61,9 @@ bench-loader: $(STAMP) $(PEERS_STAMP)
 	$(BIN)/python -m benchmarks.order
 	$(BIN)/python -m benchmarks.seek
 	$(BIN)/python -m benchmarks.loader --peers $(PEERS)/bin/python
+
+bench-seek: $(STAMP)
+	$(BIN)/python -m benchmarks.seek
 
 bench-reader-kills: $(STAMP)
 	$(BIN)/python -m benchmarks.reader_kills

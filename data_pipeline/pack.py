@@ -8,7 +8,6 @@ Only document tables are read. A killed build is done again and ends in the same
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -22,10 +21,14 @@ import xxhash
 from data_pipeline.best_fit import best_fit
 from data_pipeline.pieces import Spans, groups_of_pieces
 from fmscale import durable
+from fmscale.corpus.blocks import write_blocks
 from fmscale.corpus.packing import Packed
 from fmscale.corpus.packing_plan import (
     BLOCK_DTYPE,
     INDEX_FILE,
+    INDEX_MAGIC,
+    INDEX_RECORDS,
+    INDEX_VERSION,
     MARKER,
     PIECE_DTYPE,
     PLAN_FILE,
@@ -179,8 +182,8 @@ def _build(
         temporary.replace(directory / PLAN_FILE)
     finally:
         temporary.unlink(missing_ok=True)
-    index = np.array(blocks.index, BLOCK_DTYPE).tobytes()
-    durable.replace(directory / INDEX_FILE, index)
+    records = np.array(blocks.index, BLOCK_DTYPE)
+    block_bytes = INDEX_RECORDS * BLOCK_DTYPE.itemsize
     return PackingPlan(
         content_hash=part.content_hash,
         split=part.split,
@@ -190,7 +193,7 @@ def _build(
         blocks=len(blocks.index),
         group_chunks=len(chunks) // max(groups, 1),
         plan_bytes=blocks.bytes,
-        index_sha256=hashlib.sha256(index).hexdigest(),
+        index=write_blocks(directory / INDEX_FILE, [records], block_bytes, INDEX_MAGIC, INDEX_VERSION),
         tokens=len(chunks) * part.chunk_tokens,
         left_over_rows=len(blocks.row_pieces),
         left_over_tokens=blocks.left_over_tokens(row_tokens),

@@ -50,7 +50,7 @@ def verify(
     from fmscale.corpus.shards import manifests
     from fmscale.corpus.verify import survey
 
-    total = sum(shard.bytes for _, manifest in manifests(corpus) for shard in manifest.shards)
+    total = sum(split.bytes for _, manifest in manifests(corpus) for split in manifest.splits.values())
     with progress("verify", total) as advance:
         report = survey(corpus, advance)
     for damage in report.damage:

@@ -148,7 +148,8 @@ def _prepare(recipe: Any) -> str:
     with cluster(min_cpus=1):
         manifest = prepare(recipe)
     train, heldout = manifest.splits["train"], manifest.splits["heldout"]
-    return f"{train.tokens:,} tokens to train on, {heldout.tokens:,} held out, in {len(manifest.shards)} shards"
+    shards = train.shards + heldout.shards
+    return f"{train.tokens:,} tokens to train on, {heldout.tokens:,} held out, in {shards} shards"
 
 
 def _config(paths: Paths) -> Config:

@@ -11,7 +11,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from fmscale.corpus.chunks import Stream, cut_chunks, document_id, join, make_docs
+from fmscale.corpus.index import Shard
 from fmscale.corpus.manifest import Manifest, token_dtype
+from fmscale.corpus.verify import open_parts
 from fmscale.corpus.writer import Part, publish, write_parts
 from fmscale.tokenizer import Tokenizer, train
 
@@ -93,6 +95,11 @@ def corpus(
         path.unlink()
     work.rmdir()
     return manifest
+
+
+def shards_of(directory: Path) -> list[Shard]:
+    """All shards of generation 0 of the corpus at `directory`, in the order of its index."""
+    return [shard for part in next(open_parts(directory)) for shard in part.shards]
 
 
 def golden(directory: Path) -> None:

@@ -15,17 +15,15 @@ import hashlib
 import mmap
 import os
 import time
-from bisect import bisect_right
-from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from fmscale.corpus.chunks import DOC_DTYPE
-from fmscale.corpus.index import region_hash
-from fmscale.corpus.manifest import TOKENIZER_FILE, Manifest, Shard
+from fmscale.corpus.index import CHECKED_AT_ONCE, Index, Shard, region_hash
+from fmscale.corpus.manifest import TOKENIZER_FILE, Manifest
 from fmscale.errors import DataError
 
 Member = Literal["docs", "tokens"]
@@ -35,6 +33,8 @@ _MADV_POPULATE_READ = 22
 """Linux 5.14 and later: maps pages now, and says so with an error, not a signal, where there are none."""
 _MAPPED_SHARDS = 256
 """Per generation. Each mapping keeps a file descriptor; the customary limit of a process is 1024."""
+_PLACES = 65536
+"""Chunks whose shard's number is kept at hand: asked for at each row, and in the index it costs as much as a row."""
 
 
 class DamagedChunk(DataError):
@@ -65,9 +65,7 @@ class DamagedChunk(DataError):
 class Generation:
     """One generation's chunks of one split, numbered from 0."""
 
-    def __init__(
-        self, corpus: Path, directory: Path, manifest: Manifest, split: str, index: npt.NDArray[np.void], first: int
-    ) -> None:
+    def __init__(self, corpus: Path, directory: Path, manifest: Manifest, split: str, index: Index, first: int) -> None:
         """index: of all splits, as `read_index` gives it. first: number of its first chunk in the corpus."""
         chosen = manifest.split(split)
         self.manifest = manifest
@@ -75,41 +73,47 @@ class Generation:
         self.split = split
         self.first = first
         self.chunks = chosen.chunks
-        self.shards = [shard for shard in manifest.shards if shard.split == split]
-        self.ends = list(accumulate(shard.chunks for shard in self.shards))
-        """Chunks of the split up to and with each shard."""
         self.verify_s = 0.0
         """Seconds spent on hashes so far."""
         self._corpus = corpus
-        self._index = index[chosen.first_chunk : chosen.first_chunk + chosen.chunks]
+        self._index = index.split(split)
+        self.shards = self._index.shards
         self._dtype = np.dtype(manifest.token_dtype).newbyteorder("<")
         self._count = chosen.chunk_tokens + 1
-        self._verified = {member: bytearray(self.chunks) for member in MEMBERS}
         self._mapped: dict[int, _Mapping] = {}
-        self._files: dict[int, tuple[int, ...]] = {}
-        """What each shard's file was when it was last mapped: what is verified is verified of that one."""
+        self._known: dict[int, _Known] = {}
+        """By number of the shard, of all that were ever mapped."""
+        self._shard_of: dict[int, int] = {}
+        self._check_when_mapped = False
 
     def check_shards(self) -> None:
-        """Raises DataError unless all shards are there, have their sizes, and end in zeros."""
-        for number in range(len(self.shards)):
-            self.check_shard(number)
+        """Raises DataError unless all shards are there, have their sizes, and end in zeros.
+
+        Of many shards each is checked when it is first mapped instead: opening does not grow with the corpus.
+        """
+        self._check_when_mapped = len(self.shards) > CHECKED_AT_ONCE
+        if not self._check_when_mapped:
+            for number in range(len(self.shards)):
+                self.check_shard(number)
 
     def check_shard(self, number: int) -> None:
         """Raises DataError unless the shard is there, has its size, and ends in zeros after its last chunk."""
         shard = self.shards[number]
         path = self.directory / shard.file
-        data_end = int(self._index["end"][self.ends[number] - 1])
         try:
             with path.open("rb") as file:
-                size = file.seek(0, 2)
-                if size != shard.bytes:
-                    raise _wrong_size(path, shard, f"{size} bytes")
-                file.seek(data_end)
-                rest = file.read()
+                self._check_file(path, shard, file)
         except FileNotFoundError:
             raise _wrong_size(path, shard, "no such file") from None
         except OSError as error:
             raise _unreadable(path, error) from error
+
+    def _check_file(self, path: Path, shard: Shard, file: IO[bytes]) -> None:
+        if (size := file.seek(0, os.SEEK_END)) != shard.bytes:
+            raise _wrong_size(path, shard, f"{size} bytes")
+        data_end = self._index.chunk(shard.end - 1).end
+        file.seek(data_end)
+        rest = file.read()
         if rest.strip(b"\0"):
             raise DataError(
                 f"shard {path} is damaged at its end",
@@ -120,7 +124,7 @@ class Generation:
 
     def key(self, chunk: int) -> tuple[str, int]:
         """Task and ordinal in the chunk's webdataset key: ("train-00003", 17)."""
-        at = int(self._index[chunk]["start"])
+        at = self._index.chunk(chunk).start
         view = self._map(chunk, "tokens_start").view
         name = view[at : at + 100].split(b"\0")[0].decode("ascii").split(".")[0]
         task, _, ordinal = name.rpartition("-")
@@ -128,62 +132,82 @@ class Generation:
 
     def region(self, chunk: int, member: Member) -> tuple[int, int, str]:
         """First byte of a member in its shard, first byte after it, and the hash in between, in hex."""
-        record = self._index[chunk]
-        begin, end = ("start", "tokens_start") if member == "docs" else ("tokens_start", "end")
-        return int(record[begin]), int(record[end]), record[f"{member}_hash"].tobytes().hex()
+        record = self._index.chunk(chunk)
+        if member == "docs":
+            return record.start, record.tokens_start, record.docs_hash.hex()
+        return record.tokens_start, record.end, record.tokens_hash.hex()
 
     def tokens(self, chunk: int) -> npt.NDArray[np.unsignedinteger]:
         mapping = self._map(chunk)
         tokens = mapping.tokens.get(chunk)
         if tokens is None:
-            tokens = mapping.tokens[chunk] = self._read(chunk, mapping.view, "tokens", self._dtype, self._count)
+            data = self._index.chunk(chunk).tokens_data
+            tokens = mapping.tokens[chunk] = self._read(chunk, mapping, "tokens", data, self._dtype, self._count)
         return tokens
 
     def docs(self, chunk: int) -> npt.NDArray[np.void]:
         mapping = self._map(chunk, "tokens_start")
         docs = mapping.docs.get(chunk)
         if docs is None:
-            documents = int(self._index[chunk]["documents"])
-            docs = mapping.docs[chunk] = self._read(chunk, mapping.view, "docs", DOC_DTYPE, documents)
+            record = self._index.chunk(chunk)
+            docs = self._read(chunk, mapping, "docs", record.docs_data, DOC_DTYPE, record.documents)
+            mapping.docs[chunk] = docs
         return docs
 
-    def _read(self, chunk: int, view: mmap.mmap, member: Member, dtype: np.dtype[Any], count: int) -> npt.NDArray[Any]:
-        """The member's array; hashed now if it has not been yet. Raises DamagedChunk unless it is as written."""
-        data = int(self._index[chunk][f"{member}_data"])
-        if not self._verified[member][chunk]:
+    def _read(
+        self, chunk: int, mapping: _Mapping, member: Member, data: int, dtype: np.dtype[Any], count: int
+    ) -> npt.NDArray[Any]:
+        """The member's array, which begins at byte `data`; hashed now if it has not been yet.
+
+        Raises DamagedChunk unless it is as written.
+        """
+        verified, place = mapping.known.verified[member], chunk - mapping.shard.first
+        if not verified[place]:
             started = time.perf_counter()
             begin, end, expected = self.region(chunk, member)
-            what = f"its {member}, bytes {begin} to {end} of {self.path(chunk)}"
-            if not begin <= data <= data + count * dtype.itemsize <= end <= len(view):
+            what = f"its {member}, bytes {begin} to {end} of {self.directory / mapping.shard.file}"
+            if not begin <= data <= data + count * dtype.itemsize <= end <= len(mapping.view):
                 at = f"bytes {data} to {data + count * dtype.itemsize}"
                 raise self._damaged(chunk, f"{what}, do not hold what its index record says", "its array inside", at)
-            self._populate(chunk, view, begin, end)
-            with memoryview(view) as whole:
+            self._populate(chunk, mapping.view, begin, end)
+            with memoryview(mapping.view) as whole:
                 found = region_hash(whole[begin:end]).hex()
             self.verify_s += time.perf_counter() - started
             if found != expected:
                 raise self._damaged(chunk, what, f"xxh3_128 {expected}", found)
-            self._verified[member][chunk] = 1
-        return np.frombuffer(view, dtype, count, data)
+            verified[place] = 1
+        return np.frombuffer(mapping.view, dtype, count, data)
 
     def _map(self, chunk: int, until: Literal["tokens_start", "end"] = "end") -> _Mapping:
         """The mapping of the chunk's shard, which has all bytes up to that place of the chunk."""
-        number = bisect_right(self.ends, chunk)
+        number = self._number_of(chunk)
         mapping = self._mapped.get(number)
         if mapping is None:
-            mapping = _Mapping(self._open(chunk, number))
+            mapping = self._open(chunk, number)
             while len(self._mapped) >= _MAPPED_SHARDS:
                 self._mapped.pop(next(iter(self._mapped)), None)  # arrays handed out keep their mapping alive
             self._mapped[number] = mapping
         held = min(mapping.view.size(), len(mapping.view))
-        if held < self.shards[number].bytes and held < self._index[chunk][until]:
+        if held < mapping.shard.bytes and held < getattr(self._index.chunk(chunk), until):
             raise self._cut_short(chunk, f"{held} bytes")
         return mapping
 
-    def _open(self, chunk: int, number: int) -> mmap.mmap:
-        path = self.path(chunk)
+    def _number_of(self, chunk: int) -> int:
+        """Number of the shard that holds a chunk."""
+        number = self._shard_of.get(chunk)
+        if number is None:
+            if len(self._shard_of) >= _PLACES:
+                self._shard_of = {}
+            self._shard_of[chunk] = number = self._index.shard_of(chunk)
+        return number
+
+    def _open(self, chunk: int, number: int) -> _Mapping:
+        shard, known = self.shards[number], self._known.get(number)
+        path = self.directory / shard.file
         try:
             with path.open("rb") as file:
+                if self._check_when_mapped and known is None:
+                    self._check_file(path, shard, file)
                 view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 state = os.fstat(file.fileno())
         except FileNotFoundError:
@@ -195,13 +219,9 @@ class Generation:
                 raise self._cut_short(chunk, os.strerror(errno.EIO)) from error
             raise _unreadable(path, error) from error
         identity = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
-        if self._files.setdefault(number, identity) != identity:
-            self._files[number] = identity
-            for chunks in self._verified.values():
-                chunks[self.ends[number] - self.shards[number].chunks : self.ends[number]] = bytes(
-                    self.shards[number].chunks
-                )
-        return view
+        if known is None or known.identity != identity:
+            self._known[number] = known = _Known(identity, shard.chunks)
+        return _Mapping(view, shard, known)
 
     def _populate(self, chunk: int, view: mmap.mmap, begin: int, end: int) -> None:
         """Have the kernel read the bytes now: a file cut meanwhile, or a bad sector, is an error here, else a kill."""
@@ -214,21 +234,29 @@ class Generation:
 
     def path(self, chunk: int) -> Path:
         """The shard that holds a chunk."""
-        return self.directory / self.shards[bisect_right(self.ends, chunk)].file
+        return self.directory / self.shards[self._number_of(chunk)].file
 
     def _cut_short(self, chunk: int, found: str) -> DamagedChunk:
         what = f"its shard {self.path(chunk)} is cut short or missing"
-        return self._damaged(chunk, what, f"at least {int(self._index[chunk]['end'])} bytes", found)
+        return self._damaged(chunk, what, f"at least {self._index.chunk(chunk).end} bytes", found)
 
     def _damaged(self, chunk: int, what: str, expected: str, found: str) -> DamagedChunk:
         return DamagedChunk(self.split, self.first + chunk, self._corpus, self.path(chunk), what, expected, found)
 
 
-class _Mapping:
-    """A mapped shard, and arrays of those of its chunks that were verified: they go when it goes."""
+class _Known:
+    """What was found out about a shard: which of its chunks hold, for as long as it is the same file."""
 
-    def __init__(self, view: mmap.mmap) -> None:
-        self.view = view
+    def __init__(self, identity: tuple[int, ...], chunks: int) -> None:
+        self.identity = identity
+        self.verified: dict[Member, bytearray] = {member: bytearray(chunks) for member in MEMBERS}
+
+
+class _Mapping:
+    """A mapped shard, and the arrays of those of its chunks that were verified: they go when it goes."""
+
+    def __init__(self, view: mmap.mmap, shard: Shard, known: _Known) -> None:
+        self.view, self.shard, self.known = view, shard, known
         self.tokens: dict[int, npt.NDArray[np.unsignedinteger]] = {}
         self.docs: dict[int, npt.NDArray[np.void]] = {}
 

@@ -1,8 +1,9 @@
 """What a corpus says about itself: `manifest.json`, the commit marker that is written last and believed alone.
 
 The file is canonical JSON (sorted keys, two spaces, one final newline) with a hash of all its other lines. Loading
-hashes the bytes as they lie there, so that no flipped byte passes, not even one of white space; rendering them again
-would say the same, but takes seconds where there are 10^5 inputs. The page with every field: docs/formats.md.
+hashes the bytes as they lie there, so that no flipped byte passes, not even one of white space. It is small whatever
+the corpus' size: what grows with it (chunks, shards, inputs) stands in files of their own, which the manifest keeps the
+hashes of. The page with every field: docs/formats.md.
 """
 
 from __future__ import annotations
@@ -18,22 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from fmscale.corpus.blocks import BlockFile
 from fmscale.errors import DataError
 
 FORMAT = "fmscale-corpus"
-VERSION = 1
+VERSION = 2
 MARKER = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
 SPLITS = ("train", "heldout")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    file: str
-    """Name inside the corpus directory."""
-    bytes: int
-    split: str
-    chunks: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +36,11 @@ class Split:
     chunks: int
     first_chunk: int
     """Number of its first chunk in the index."""
+    shards: int
+    first_shard: int
+    """Number of its first shard in the index."""
+    bytes: int
+    """Of its shards."""
     tokens: int
     """Input tokens: chunks * chunk_tokens. Each token of the stream is an input once."""
     documents: int
@@ -52,8 +50,11 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexFile:
+class InputsFile:
+    """The raw files in their pinned order, one a line: `inputs.py` reads it."""
+
     file: str
+    count: int
     bytes: int
     sha256: str
 
@@ -65,8 +66,7 @@ class Manifest:
     """`manifest_hash` of the generation before; None in generation 0."""
     content_hash: str
     """sha256 over the hashes of all chunks in index order: equal if and only if the chunks are."""
-    index: IndexFile
-    shards: tuple[Shard, ...]
+    index: BlockFile
     splits: Mapping[str, Split]
     token_dtype: str
     vocab_size: int
@@ -75,8 +75,7 @@ class Manifest:
     recipe: Mapping[str, Any]
     counts: Mapping[str, Any]
     """Documents in, out, and dropped by reason."""
-    inputs: tuple[Mapping[str, Any], ...]
-    """Raw files in their pinned order: path, bytes, hash. `file` of a document record counts in this list."""
+    inputs: InputsFile
 
     @cached_property
     def manifest_hash(self) -> str:
@@ -173,10 +172,9 @@ def _chunk_tokens(manifest: Manifest) -> dict[str, int]:
 
 def _from_record(record: dict[str, Any]) -> Manifest:
     fields = dict(record)
-    fields["index"] = IndexFile(**record["index"])
-    fields["shards"] = tuple(Shard(**shard) for shard in record["shards"])
+    fields["index"] = BlockFile(**record["index"])
+    fields["inputs"] = InputsFile(**record["inputs"])
     fields["splits"] = {name: Split(**record["splits"][name]) for name in SPLITS}
-    fields["inputs"] = tuple(record["inputs"])
     return Manifest(**fields)
 
 

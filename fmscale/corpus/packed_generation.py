@@ -1,13 +1,12 @@
 """The blocks of one generation's packing plan: read when they are asked for, verified at each reading.
 
-The files are read, not mapped: one that is cut while it is mapped kills its readers. Opening hashes the index in one
-pass (28 bytes a block) and keeps none of it; a block costs two reads and a hash of some tens of KB, once while it is
-among the _BLOCKS that are kept.
+The files are read, not mapped: one that is cut while it is mapped kills its readers. Opening reads the head of the
+index, whose records are verified as those of a corpus are (`blocks.py`); a block costs a read and a hash of some tens
+of KB, once while it is among the _BLOCKS that are kept.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from bisect import bisect_left, bisect_right
 from io import FileIO
@@ -17,13 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from fmscale.corpus.blocks import Blocks
 from fmscale.corpus.packing_plan import (
     BLOCK_DTYPE,
     INDEX_FILE,
+    INDEX_MAGIC,
+    INDEX_VERSION,
     PIECE_DTYPE,
     PLAN_FILE,
     PackingPlan,
     damaged,
+    remedy,
     unreadable,
 )
 
@@ -40,10 +43,9 @@ class PackedGeneration:
     def __init__(self, directory: Path, plan: PackingPlan) -> None:
         """Raises DataError: a file that is missing or of another size, an index that is not as it was written."""
         self.directory, self.plan = directory, plan
-        self._index = _open(directory / INDEX_FILE, plan.blocks * BLOCK_DTYPE.itemsize)
-        found = hashlib.file_digest(self._index, "sha256").hexdigest()
-        if found != plan.index_sha256:
-            raise damaged(directory / INDEX_FILE, f"sha256 {plan.index_sha256[:16]}...", f"sha256 {found[:16]}...")
+        self._index = Blocks(directory / INDEX_FILE, plan.index, INDEX_MAGIC, INDEX_VERSION, remedy(directory))
+        if (body := self._index.body_bytes) != plan.blocks * BLOCK_DTYPE.itemsize:
+            raise self._index.damaged(f"{plan.blocks} records", f"{body} bytes")
         self._plan = _open(directory / PLAN_FILE, plan.plan_bytes)
         self._kept: dict[int, Block] = {}
 
@@ -88,15 +90,11 @@ class PackedGeneration:
 
     def _read(self, number: int) -> Block:
         assert 0 <= number < self.plan.blocks, f"block {number} of {self.plan.blocks}"
-        each, rows, most = BLOCK_DTYPE.itemsize, self.plan.rows_per_block, self.plan.plan_bytes
-        raw = os.pread(self._index.fileno(), each, each * number)
-        if len(raw) != each:
-            what = f"{self.plan.blocks * each} bytes"
-            raise damaged(self.directory / INDEX_FILE, what, f"{os.fstat(self._index.fileno()).st_size} bytes")
-        record = np.frombuffer(raw, BLOCK_DTYPE)[0]
-        start, count = int(record["start"]), int(record["pieces"])
+        records, inside = self._index.at(number * BLOCK_DTYPE.itemsize)
+        record = np.frombuffer(records, BLOCK_DTYPE, 1, inside)[0]
+        start, count, rows = int(record["start"]), int(record["pieces"]), self.plan.rows_per_block
         size = 4 * (rows + 1) + count * PIECE_DTYPE.itemsize
-        raw = os.pread(self._plan.fileno(), min(size, most), min(start, most))  # whatever the record says by now
+        raw = os.pread(self._plan.fileno(), size, start)
         expected, found = record["hash"].tobytes(), xxhash.xxh3_128_digest(raw)
         if found != expected:
             what = f"xxh3_128 {expected.hex()} of bytes {start} to {start + size}, block {number}"

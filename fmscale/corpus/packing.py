@@ -46,7 +46,7 @@ class Packed:
         self.blocks = self._ends[-1]
         self.chunks = self.blocks
         """The order's name for blocks."""
-        identity = (corpus.content_hash, first.row_tokens, first.rows_per_block, *(p.index_sha256 for p in self.plans))
+        identity = (corpus.content_hash, first.row_tokens, first.rows_per_block, *(p.index.sha256 for p in self.plans))
         self.content_hash = hashlib.sha256(" ".join(map(str, identity)).encode()).hexdigest()
         """Equal if and only if the rows are: of the corpus and the plans together."""
 

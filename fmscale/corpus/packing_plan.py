@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from fmscale.corpus.blocks import BlockFile
 from fmscale.corpus.shards import Corpus
 from fmscale.errors import DataError
 
@@ -29,6 +30,8 @@ FORMAT = "fmscale-packing"
 VERSION = 2
 """1: a plan was of all generations up to its own."""
 MARKER, PLAN_FILE, INDEX_FILE = "plan.json", "plan.bin", "index.bin"
+INDEX_MAGIC, INDEX_VERSION, INDEX_RECORDS = b"fmscale-packing\0", 1, 1024
+"""Of index.bin, a `blocks.py` file: what it begins with, and the records of one of its own blocks."""
 
 PIECE_DTYPE = np.dtype(
     [
@@ -65,7 +68,7 @@ class PackingPlan:
     group_chunks: int
     """Chunks, rounded down, among whose documents a row's pieces were chosen."""
     plan_bytes: int
-    index_sha256: str
+    index: BlockFile
     tokens: int
     """Input tokens: of each chunk all but the last one. Each is in one piece."""
     rows: int
@@ -122,7 +125,7 @@ class PackingPlan:
                     found=f"{form} version {version}",
                     do="use the fmscale that wrote it, or remove its directory and run `fmscale data pack` again",
                 )
-            return PackingPlan(**record)
+            return PackingPlan(**{**record, "index": BlockFile(**record["index"])})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise damaged(path, "JSON as it was written", f"{type(error).__name__}: {error}"[:200]) from error
 
@@ -143,8 +146,12 @@ def damaged(path: Path, expected: str, found: str) -> DataError:
         f"the packing plan's {path} is damaged or missing",
         expected=expected,
         found=found,
-        do=f"remove the directory {path.parent} and run `fmscale data pack` again: it makes the same bytes",
+        do=remedy(path.parent),
     )
+
+
+def remedy(directory: Path) -> str:
+    return f"remove the directory {directory} and run `fmscale data pack` again: it makes the same bytes"
 
 
 def unreadable(path: Path, error: OSError) -> DataError:

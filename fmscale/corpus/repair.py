@@ -9,6 +9,7 @@ are of the same task, its documents lie between theirs, because a task's stream 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fmscale.corpus.generation import MEMBERS, Generation
+from fmscale.corpus.inputs import read_inputs
+from fmscale.corpus.manifest import SPLITS
 from fmscale.corpus.verify import Report, number_ranges, open_parts
 from fmscale.errors import DataError
 
@@ -153,17 +156,26 @@ def _document(part: Generation, record: np.void) -> dict[str, Any]:
     return {
         "id": "".join(f"{half:016x}" for half in record["id"].tolist()),
         "file": file,
-        "input": next(iter(_inputs(part, [file])), None),
+        "input": next(iter(_inputs(part, [file]) or []), None),
         "record": int(record["record"]),
         "tokens": int(record["length"]),
         "skipped": int(record["skipped"]),
     }
 
 
-def _inputs(part: Generation, files: Iterable[int]) -> list[str]:
-    """Names of inputs by number, each once, in their order; numbers that the manifest does not know are left out."""
-    known = part.manifest.inputs
-    return [str(known[file]["path"]) for file in sorted(set(files)) if file < len(known)]
+def _inputs(part: Generation, files: Iterable[int]) -> list[str] | None:
+    """Names of inputs by number, each once, in their order; numbers that are not in the list are left out. None if the
+    list itself is lost."""
+    known = _input_paths(part)
+    return None if known is None else [known[file] for file in sorted(set(files)) if file < len(known)]
+
+
+@lru_cache(maxsize=len(SPLITS))
+def _input_paths(part: Generation) -> list[str] | None:
+    try:
+        return [str(record["path"]) for record in read_inputs(part.directory, part.manifest)]
+    except DataError:  # which is among the damage that the report is of
+        return None
 
 
 def _bytes(part: Generation, number: int, inside: Iterable[list[int]]) -> dict[str, Any]:
@@ -175,7 +187,7 @@ def _bytes(part: Generation, number: int, inside: Iterable[list[int]]) -> dict[s
     if found != shard.bytes:
         wrong.append(sorted((found or 0, shard.bytes)))
     if found:
-        _, data_end, _ = part.region(part.ends[number] - 1, "tokens")
+        _, data_end, _ = part.region(shard.end - 1, "tokens")
         with path.open("rb") as file:
             file.seek(data_end)
             tail = np.frombuffer(file.read(max(0, shard.bytes - data_end)), np.uint8).nonzero()[0]

@@ -1,10 +1,11 @@
 """Reading a corpus: verified, memory-mapped chunks by number.
 
-    corpus = Corpus.open("data/web", "train")      # marker, manifest, index, shard sizes: checked before any use
+    corpus = Corpus.open("data/web", "train")      # marker, manifest, index: checked before any use
     corpus.tokens(7)[:10]                          # chunk 7, hashed at its first use, then only a slice of a mapping
 
-Nothing is read that has not been verified, and nothing is verified twice. Opening costs the hash of the index, and one
-`stat` and one small read per shard; a first use costs xxh3 over the chunk, later uses a slice of the mapping.
+Nothing is read that has not been verified, and nothing is verified twice. Opening costs the manifest, the head of the
+index, and a look at each shard of splits that have up to 256; in larger ones, a shard is looked at when it is first
+used. A chunk's first use costs its block of the index and xxh3 over the chunk, later ones a slice of a mapping.
 A corpus that has grown (gen-0001/ ...) reads as one sequence of chunks, generation after generation.
 
 A chunk that cannot be believed is a `DamagedChunk`, which says which one. An opening refuses a corpus that lacks a
@@ -28,6 +29,9 @@ from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Manifest, ge
 from fmscale.errors import DataError
 
 __all__ = ["Corpus", "DamagedChunk", "manifests", "open_splits"]
+
+_LOOK_BEYOND = 32
+"""Missing generations in a row, after which no further one is looked for."""
 
 
 class Corpus:
@@ -66,7 +70,9 @@ class Corpus:
         generation: the last generation to include; None takes all that are published. verify_all: hash every chunk of
         the split now rather than at its first use. lenient: shards that are missing, of a wrong size or damaged at
         their end are no reason to refuse; DamagedChunk then says which chunks are lost, each when it is asked for.
-        Raises DataError: missing marker, damaged manifest, index or tokenizer, missing shard or one of a wrong size.
+        Raises DataError: missing marker, damaged manifest, index or tokenizer, missing shard or one of a wrong size. A
+        split with more than 256 shards in a generation is opened without a look at them, which then comes when a
+        shard is first used: `tokens` and `docs` raise the same errors. `fmscale data verify` looks at everything.
         """
         corpus = open_splits(path, (split,), generation=generation, lenient=lenient)[split]
         if verify_all:
@@ -90,7 +96,10 @@ class Corpus:
         return Corpus(self.path, self.split, self._generations[: generation + 1])
 
     def check_shards(self) -> None:
-        """Raises DataError unless all shards are there and have their sizes: what a lenient opening left out."""
+        """Raises DataError unless all shards are there and have their sizes: what a lenient opening left out.
+
+        Of more than 256 shards each is checked when it is first used instead, as after any opening that is not lenient.
+        """
         for generation in self._generations:
             generation.check_shards()
 
@@ -107,7 +116,7 @@ class Corpus:
         """Tokens [C + 1] of a chunk, uint16 or uint32: a read-only view of the mapping.
 
         Raises DamagedChunk, naming shard, chunk and offset, if the bytes are not there or not those that were written;
-        DataError if the shard is there but cannot be opened.
+        DataError if its part of the index is damaged, or the shard is there but cannot be opened.
         """
         generation, number = self._locate(chunk)
         return generation.tokens(number)
@@ -131,7 +140,7 @@ def open_splits(
     base = Path(path)
     opened: dict[str, list[Generation]] = {split: [] for split in splits}
     for directory, manifest in manifests(base, generation):
-        index = read_index(directory, manifest.index, manifest.content_hash)
+        index = read_index(directory, manifest)
         check_tokenizer(directory, manifest)
         for split, generations in opened.items():
             first = sum(generation.chunks for generation in generations)
@@ -146,13 +155,25 @@ def manifests(base: Path, newest: int | None = None) -> Iterator[tuple[Path, Man
 
     Raises DataError: a marker or manifest that cannot be believed, or a generation missing below another.
     """
-    published = [int(path.parent.name[4:]) for path in base.glob(f"gen-[0-9][0-9][0-9][0-9]/{MARKER}")]
-    last = max(published, default=0) if newest is None else newest
     parent: Manifest | None = None
-    for number in range(last + 1):
+    for number in range((_newest(base) if newest is None else newest) + 1):
         directory = generation_directory(base, number)
         manifest = Manifest.load(directory)
         if parent:
             manifest.check_follows(parent, directory)
         yield directory, manifest
         parent = manifest
+
+
+def _newest(base: Path) -> int:
+    """The last generation that is published, by asking for each: a directory of 10^5 shards takes long to list.
+
+    Missing ones are looked beyond, so that a corpus that lost a generation is not taken for an older one.
+    """
+    newest = 0
+    for number in range(1, 10_000):
+        if (generation_directory(base, number) / MARKER).exists():
+            newest = number
+        elif number - newest > _LOOK_BEYOND:
+            break
+    return newest

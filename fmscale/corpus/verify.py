@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from fmscale.corpus import packing_plan
 from fmscale.corpus.generation import Generation, check_tokenizer
-from fmscale.corpus.index import read_index
-from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Shard
+from fmscale.corpus.index import Shard, read_index
+from fmscale.corpus.inputs import read_inputs
+from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE
 from fmscale.corpus.packing import Packed
 from fmscale.corpus.shards import Corpus, manifests
 from fmscale.errors import DataError
@@ -98,12 +99,14 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
     for parts in open_parts(base):
         directory, manifest = parts[0].directory, parts[0].manifest
         generations += 1
-        known |= {directory, *(directory / name for name in (MARKER, TOKENIZER_FILE, manifest.index.file))}
-        known |= {directory / shard.file for shard in manifest.shards}
-        try:
-            check_tokenizer(directory, manifest)
-        except DataError as error:
-            damage.append(Damage(what=_line(error), file=directory / TOKENIZER_FILE))
+        named = (MARKER, TOKENIZER_FILE, manifest.index.file, manifest.inputs.file)
+        known |= {directory, *(directory / name for name in named)}
+        known |= {directory / shard.file for part in parts for shard in part.shards}
+        for check, name in ((check_tokenizer, TOKENIZER_FILE), (read_inputs, manifest.inputs.file)):
+            try:
+                check(directory, manifest)
+            except DataError as error:
+                damage.append(Damage(what=_line(error), file=directory / name))
         for part in parts:
             chunk_tokens = manifest.split(part.split).chunk_tokens
             for shard, faults in _faults_by_shard(part, chunk_tokens):
@@ -140,7 +143,7 @@ def open_parts(base: Path) -> Iterator[list[Generation]]:
     """For each generation its splits, whatever state their shards are in. Raises DataError as `survey` does."""
     first = dict.fromkeys(SPLITS, 0)
     for directory, manifest in manifests(base):
-        index = read_index(directory, manifest.index, manifest.content_hash)
+        index = read_index(directory, manifest, whole=True)
         yield [Generation(base, directory, manifest, split, index, first[split]) for split in SPLITS]
         for split in SPLITS:
             first[split] += manifest.split(split).chunks
@@ -162,7 +165,7 @@ def _faults_by_shard(part: Generation, chunk_tokens: int) -> Iterator[tuple[Shar
             part.check_shard(number)
         except DataError as error:
             of_file = _line(error)
-        for chunk in range(part.ends[number] - shard.chunks, part.ends[number]):
+        for chunk in range(shard.first, shard.end):
             try:
                 tokens, docs = part.tokens(chunk), part.docs(chunk)
             except DataError as error:
@@ -248,14 +251,14 @@ def inspect(path: str | Path) -> dict[str, Any]:
         "path": str(base),
         "generations": len(generations),
         "content_hash": corpus.content_hash,
-        "shards": sum(len(manifest.shards) for manifest in generations),
-        "bytes": sum(shard.bytes for manifest in generations for shard in manifest.shards),
+        "shards": sum(split.shards for manifest in generations for split in manifest.splits.values()),
+        "bytes": sum(split.bytes for manifest in generations for split in manifest.splits.values()),
         "splits": splits,
         "token_dtype": newest.token_dtype,
         "vocab_size": newest.vocab_size,
         "tokenizer": dict(newest.tokenizer),
         "recipe": dict(newest.recipe),
         "counts": dict(newest.counts),
-        "inputs": len(newest.inputs),
+        "inputs": newest.inputs.count,
         "first_document": {"id": "".join(f"{half:016x}" for half in first["id"].tolist()), "text": text},
     }

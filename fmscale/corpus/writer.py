@@ -15,6 +15,7 @@ import json
 import mmap
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,20 @@ import numpy.typing as npt
 
 from fmscale import durable
 from fmscale.corpus.chunks import Stream
-from fmscale.corpus.index import CHUNK_DTYPE, content_hash, region_hash, write_index
+from fmscale.corpus.index import (
+    CHUNK_DTYPE,
+    SHARD_DTYPE,
+    content_hash,
+    region_hash,
+    shard_name,
+    write_index,
+)
+from fmscale.corpus.inputs import write_inputs
 from fmscale.corpus.manifest import (
     MARKER,
     SPLITS,
     TOKENIZER_FILE,
     Manifest,
-    Shard,
     Split,
     token_dtype,
 )
@@ -173,14 +181,16 @@ def publish(
                 f"{split}-"
             ).isdecimal():  # of a publish that was killed; never the name of a part
                 stale.unlink()
-    numbers = {split: itertools.count() for split in SPLITS}
-    shards: list[Shard] = []
+    shards = np.zeros(len(ordered), SHARD_DTYPE)
     records: list[npt.NDArray[np.void]] = []
+    places: Counter[str] = Counter()
+    chunks: Counter[str] = Counter()
     for number, part in enumerate(ordered):
-        file = f"{part.split}-{next(numbers[part.split]):05d}.tar"
-        os.link(part.path, directory / file)
-        size = (directory / file).stat().st_size
-        shards.append(Shard(file=file, bytes=size, split=part.split, chunks=len(part.records)))
+        file = directory / shard_name(part.split, places[part.split])
+        os.link(part.path, file)
+        places[part.split] += 1
+        chunks[part.split] += len(part.records)
+        shards[number] = file.stat().st_size, chunks[part.split]
         records.append(part.records.copy())
         records[-1]["shard"] = number
     durable.replace(directory / TOKENIZER_FILE, tokenizer.model)
@@ -188,10 +198,9 @@ def publish(
     manifest = Manifest(
         generation=parent.generation + 1 if parent else 0,
         parent=parent.manifest_hash if parent else None,
-        content_hash=content_hash(index),
-        index=write_index(directory, index),
-        shards=tuple(shards),
-        splits=_splits(ordered, chunk_tokens, left_over),
+        content_hash=content_hash(records),
+        index=write_index(directory, index, shards),
+        splits=_splits(ordered, shards["bytes"].tolist(), chunk_tokens, left_over),
         token_dtype=token_dtype(tokenizer.vocab_size).name,
         vocab_size=tokenizer.vocab_size,
         tokenizer={
@@ -203,7 +212,7 @@ def publish(
         },
         recipe=recipe,
         counts=counts,
-        inputs=tuple(inputs),
+        inputs=write_inputs(directory, list(inputs)),
     )
     if parent:
         manifest.check_follows(parent, directory)
@@ -214,9 +223,12 @@ def publish(
     return manifest
 
 
-def _splits(parts: Sequence[Part], chunk_tokens: Mapping[str, int], left_over: Mapping[str, int]) -> dict[str, Split]:
+def _splits(
+    parts: Sequence[Part], sizes: Sequence[int], chunk_tokens: Mapping[str, int], left_over: Mapping[str, int]
+) -> dict[str, Split]:
+    """sizes: bytes of each part."""
     splits: dict[str, Split] = {}
-    first_chunk = 0
+    first_chunk = first_shard = 0
     for name in SPLITS:
         own = [part for part in parts if part.split == name]
         chunks = sum(len(part.records) for part in own)
@@ -224,11 +236,15 @@ def _splits(parts: Sequence[Part], chunk_tokens: Mapping[str, int], left_over: M
             chunk_tokens=chunk_tokens[name],
             chunks=chunks,
             first_chunk=first_chunk,
+            shards=len(own),
+            first_shard=first_shard,
+            bytes=sum(sizes[first_shard : first_shard + len(own)]),
             tokens=chunks * chunk_tokens[name],
             documents=sum(part.begun for part in own),
             tokens_left_over=left_over[name],
         )
         first_chunk += chunks
+        first_shard += len(own)
     return splits
 
 

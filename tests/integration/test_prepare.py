@@ -29,6 +29,7 @@ from data_pipeline.plan import Plan, Work
 from data_pipeline.run import _Lost, _result, prepare, train_tokenizer
 from data_pipeline.stages import scan
 from fmscale.corpus.chunks import document_id
+from fmscale.corpus.inputs import read_inputs
 from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.verify import verify
@@ -117,7 +118,7 @@ def test_what_comes_out_is_what_went_in(raw: tuple[Path, int], reference: Path) 
     assert counts["dropped"]["duplicate"] == 15
     assert min(counts["dropped"][reason] for reason in ("heldout_overlap", "heldout_too_short")) > 0
     assert manifest.recipe["left_out_files"] == {".png": 1}
-    assert [file["path"] for file in manifest.inputs] == [
+    assert [file["path"] for file in read_inputs(reference, manifest)] == [
         "a.jsonl", "b.jsonl.gz", "c.jsonl", "folder0/page.txt", "folder1/page.txt", "folder2/page.txt",
     ]  # fmt: skip
     # Every training token: the documents of the input, in order, each closed by EOS, but for what fills no chunk.

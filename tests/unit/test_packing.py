@@ -450,14 +450,14 @@ def test_an_index_cut_or_changed_after_opening_is_refused(path: Path) -> None:
     packed = pack(Corpus.open(path), ROW)
     file = directory_of(packed) / "index.bin"
     content = file.read_bytes()
-    for place in range(28):
+    for place in range(len(content) - 28, len(content)):
         packed = Packed.open(Corpus.open(path), ROW)
         file.write_bytes(bytes([*content[:place], content[place] ^ 0xFF, *content[place + 1 :]]))
-        with pytest.raises(DataError, match=r"plan\.bin is damaged"):
+        with pytest.raises(DataError, match=r"index\.bin is damaged .*\n  expected: xxh3_128"):
             packed.verify(0)
         file.write_bytes(content)
     os.truncate(file, 27)
-    with pytest.raises(DataError, match=rf"index\.bin is damaged .*\n  expected: {len(content)} bytes\n  found: 27 "):
+    with pytest.raises(DataError, match=r"index\.bin is damaged .*\n.*\n  found: 0 bytes there"):
         packed.blocks_of(0)
 
 

@@ -129,7 +129,8 @@ def _ordered_by(ledger: Ledger, order: Order, step: Step) -> Order:
 def _words(entry: Entry) -> str:
     """What an entry says, but hashes: those are in the ledger."""
     hidden = ("content_hash", "chunk_tokens")
-    return ", ".join(f"{name} {_short(value)}" for name, value in entry.payload.items() if name not in hidden)
+    told = ", ".join(f"{name} {_short(value)}" for name, value in entry.payload.items() if name not in hidden)
+    return told.removeprefix(f"{entry.kind} ")
 
 
 def _short(value: Any) -> str:

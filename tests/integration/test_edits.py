@@ -18,6 +18,7 @@ from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.order import Order
 from fmscale.corpus.replay import replay
 from fmscale.corpus.sources import open_run_data
+from fmscale.observe.metrics import series
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
 from launcher import cli
@@ -137,8 +138,8 @@ def skip(before: Order, after: Order) -> None:
 
 
 KINDS: list[tuple[Callable[[Order, Order], None], list[str], str]] = [
-    (weights, ["web=3", "books=1"], "weights: weights books=25% web=75%"),
-    (stages, ["STAGES"], "stages: stages 2, the first from row 64 by books=100% web=0%"),
+    (weights, ["web=3", "books=1"], "weights: books=25% web=75%"),
+    (stages, ["STAGES"], "stages: 2, the first from row 64 by books=100% web=0%"),
     (
         source,
         ["code=CODE", "web=1", "books=1", "code=2"],
@@ -199,6 +200,12 @@ def test_all_kinds_in_one_run_that_goes_on_with_other_ranks(root: Path) -> None:
     go(config_of(root, "train.steps=20", "parallel.dp=2"))  # nothing in the settings speaks of the new source
     assert hashes(config_of(root))[:TRAINED] == past
     assert hashes(config_of(root)) == replayed(root, 1, 20)
+    order = order_of(root)
+    for line in series(root / "run")[TRAINED:]:  # counters of each source, the new one's too
+        assert list(line["source_tokens"]) == ["books", "web", "code"]
+        assert list(line["source_tokens"].values()) == (order.shares(line["rows"]) * 64).tolist()
+        assert sum(line["source_tokens"].values()) == line["tokens"]
+        assert list(line["source_epochs"].values()) == order.epochs(line["rows"])
     shown = json.loads(succeeds("order", *settings(root), "--from", "20", "--json"))
     assert shown[0]["batch_hash"] == hashes(config_of(root))[19]
     log = succeeds("order", "log", run).splitlines()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_pipeline.pack import pack
 from fmscale.config import Config
 from fmscale.corpus.batch import Batch
 from fmscale.corpus.ledger import FILE_NAME, Ledger
@@ -27,8 +28,10 @@ from fmscale.errors import DataError
 from fmscale.observe.events import read_events
 from fmscale.observe.metrics import series
 from fmscale.training.checkpoint import CheckpointStore
-from launcher.edits import log
-from tests.corpora import make_corpus
+from launcher.edits import edit, log
+from launcher.snapshot import enter
+from launcher.start import check
+from tests.corpora import document_corpus, make_corpus
 from tests.integration.test_train import config_of, go, hashes
 from tests.ranks import RankError
 from tests.runs import Run
@@ -108,10 +111,10 @@ def assert_losses_are_told_exactly(config: Config) -> None:
     assert [(event["chunk"], event["substitute"], event["from_row"]) for event in told] == [
         (entry.payload["chunk"], entry.payload["substitute"], entry.from_row) for entry in entries
     ]
-    for event, edit in zip(told, log(config.run_dir), strict=True):
+    for event, logged in zip(told, log(config.run_dir), strict=True):
         expected = rows[(at.chunk == event["chunk"]) & (rows >= event["from_row"])].tolist()
-        assert event["rows"] == expected == edit.to_json()["lost_rows"]
-        assert event["tokens"] == len(expected) * config.data.seq_len == edit.to_json()["lost_tokens"]
+        assert event["rows"] == expected == logged.to_json()["lost_rows"]
+        assert event["tokens"] == len(expected) * config.data.seq_len == logged.to_json()["lost_tokens"]
 
 
 class DamagesAhead(LocalLoader):
@@ -211,6 +214,22 @@ def test_a_damaged_substitute_is_replaced_again(root: Path, whole: Path, corpus:
     assert_losses_are_told_exactly(config)
 
 
+def test_damage_at_a_step_before_the_one_from_which_an_edit_replaces_the_chunk(
+    root: Path, whole: Path, corpus: Path
+) -> None:
+    config = config_of(root, corpus, "edited", *QUARANTINE, "train.steps=6")
+    enter(check(config))
+    bad = chunks_in_order(resolve(config))[1][3]
+    made = edit(config.run_dir, "quarantine", ["words", str(bad)], from_step=5)
+    flip(corpus, [bad, made.entry.payload["substitute"]])
+    go(config)
+    entries = [(entry.payload["chunk"], entry.from_row) for entry in ledger_of(config).entries]
+    assert entries[0] == (bad, 32)
+    assert [chunk for chunk, _ in entries[1:]] == [bad, made.entry.payload["substitute"]]
+    assert max(row for _, row in entries[1:]) < 32
+    assert hashes(config) == replayed(config, whole, 6)
+
+
 def test_the_budget_stops_the_run_on_all_ranks(root: Path, corpus: Path) -> None:
     config = config_of(
         root, corpus, "budget", *QUARANTINE, "train.steps=10", "parallel.dp=2", "data.bad_chunk_budget=0.008"
@@ -282,6 +301,33 @@ def test_one_chunk_in_a_hundred_and_a_kill_9_after_the_ledger_was_written(
     assert hashes(config) == replayed(config, whole, 16)
     assert [line["step"] for line in series(config.run_dir)] == list(range(1, 17))
     assert_losses_are_told_exactly(config)
+
+
+def test_packed_rows_lose_the_block_that_reads_a_damaged_chunk(root: Path, tmp_path: Path) -> None:
+    """Under best-fit packing a chunk of the order is a block of rows, which may take from several of the corpus."""
+    corpora = {name: tmp_path / name for name in ("whole", "corpus")}
+    document_corpus(corpora["whole"], [[20 + 7 * (i % 11) for i in range(200)] for _ in range(3)], chunk_tokens=256)
+    pack(Corpus.open(corpora["whole"]), 64)
+    shutil.copytree(corpora["whole"], corpora["corpus"])
+    settings = [*QUARANTINE, "data.packing=best_fit", "train.steps=10", "data.bad_chunk_budget=0.5"]
+    config = config_of(root, corpora["corpus"], "packed", *settings, "eval.every_steps=0")
+    flip(corpora["corpus"], [11])
+    go(config)
+    entries = ledger_of(config).entries
+    assert entries
+    assert hashes(config) == replayed(config, corpora["whole"], 10)
+    assert_losses_are_told_exactly(config)
+
+
+@pytest.mark.slow
+def test_in_a_pipeline_every_stage_reads_the_substitute(root: Path, whole: Path, corpus: Path) -> None:
+    place = ("engine=pipe", "parallel.pp=2", "parallel.dp=2")
+    config = config_of(root, corpus, "pipeline", *QUARANTINE, "train.steps=8", *place)
+    reads = chunks_in_order(resolve(config))
+    flip(corpus, [reads[2][0], reads[6][-1]])
+    go(config)
+    assert {entry.payload["chunk"] for entry in ledger_of(config).entries} == {reads[2][0], reads[6][-1]}
+    assert hashes(config) == replayed(config, whole, 8)
 
 
 @pytest.mark.slow

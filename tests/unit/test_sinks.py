@@ -41,7 +41,8 @@ from fmscale.observe.sinks import Sinks, WandbSink
 run_dir, first, last, end = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 log, sinks = MetricsLog(run_dir, 1), Sinks([WandbSink(run_dir, mode="offline", config={"api": "settings"})])
 for step in range(first, last + 1):
-    sinks.step(log.step({"step": step, "loss": 1 / step, "batch_hash": "ab"}))
+    counters = {"source_tokens": {"web": 64 * step, "my.books": 0}, "source_epochs": {"web": step / 7}}
+    sinks.step(log.step({"step": step, "loss": 1 / step, "batch_hash": "ab", **counters}))
 sinks.eval(log.eval({"step": last, "heldout_loss": 7.0}))
 if end == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
@@ -73,17 +74,16 @@ def wandb_records(run_file: Path) -> Iterator[bytes]:
             record = b""
 
 
-def wandb_steps(run_file: Path) -> list[tuple[int, float | None, float | None]]:
-    """(step, train/loss, eval/heldout_loss) of every history record of an offline run."""
+def wandb_history(run_file: Path) -> list[dict[str, float]]:
+    """Every history record of an offline run, by name."""
     from wandb.proto.wandb_internal_pb2 import Record
 
-    rows = []
-    for raw in wandb_records(run_file):
-        record = Record.FromString(raw)
-        if record.WhichOneof("record_type") == "history":
-            items = {item.key or ".".join(item.nested_key): float(item.value_json) for item in record.history.item}
-            rows.append((int(items["_step"]), items.get("train/loss"), items.get("eval/heldout_loss")))
-    return rows
+    records = [Record.FromString(raw) for raw in wandb_records(run_file)]
+    return [
+        {item.key or ".".join(item.nested_key): float(item.value_json) for item in record.history.item}
+        for record in records
+        if record.WhichOneof("record_type") == "history"
+    ]
 
 
 @pytest.mark.processes
@@ -97,9 +97,12 @@ def test_wandb_offline_has_every_step_under_one_id_after_kill_9_and_restart(tmp_
     assert runs, "no offline run directory"
     identity = (tmp_path / "wandb" / "run_id").read_text()
     assert all(run.name.endswith(f"-{identity}") for run in runs)
-    rows = wandb_steps(runs[-1] / f"run-{identity}.wandb")
-    assert [row[:2] for row in rows] == [(step, 1 / step) for step in range(1, 9)]
-    assert [row[2] for row in rows] == [None, None, None, 7.0, None, None, None, 7.0]
+    rows = wandb_history(runs[-1] / f"run-{identity}.wandb")
+    assert [(row["_step"], row["train/loss"]) for row in rows] == [(step, 1 / step) for step in range(1, 9)]
+    assert [row.get("eval/heldout_loss") for row in rows] == [None, None, None, 7.0, None, None, None, 7.0]
+    assert [row["train/source_tokens/web"] for row in rows] == [64 * step for step in range(1, 9)]
+    assert [row["train/source_epochs/web"] for row in rows] == [step / 7 for step in range(1, 9)]
+    assert {row["train/source_tokens/my.books"] for row in rows} == {0}
     assert "WORKER" not in (runs[-1] / f"run-{identity}.wandb").read_bytes().decode("latin1")
 
 

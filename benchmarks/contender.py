@@ -11,6 +11,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import statistics
 import time
 from pathlib import Path
 
@@ -20,7 +21,12 @@ from benchmarks.contract import ROWS, SEQ_LEN, checksum_of, expected_checksum
 
 
 def measure(name: str, directory: Path, seconds: float) -> dict[str, object]:
-    """Whole epochs until `seconds` have gone by, and no more than that of one epoch."""
+    """Whole epochs until `seconds` have gone by, and no more than that of one epoch.
+
+    M tokens/s: first_epoch, steady (median of later epochs; without one, after the first batch), per_cpu_s (likewise,
+    by the processor time of this process, which is what others on the machine do not change). exact: every finished
+    epoch had each row once; None if none was finished.
+    """
     module, _, function = name.partition(":")
     epochs_of = getattr(importlib.import_module(f"benchmarks.{module}"), function or "epochs")
     want = expected_checksum(directory.parent / "tokens.npy")
@@ -31,8 +37,9 @@ def measure(name: str, directory: Path, seconds: float) -> dict[str, object]:
     started = time.perf_counter()
     result: dict[str, object] = {"exact": None}
     rates: list[float] = []
+    per_cpu_s: list[float] = []
     while (now := time.perf_counter()) - started < seconds:
-        begin, rows, checksum, first_batch = started if not rates else now, 0, 0, 0.0
+        begin, cpu, rows, checksum, first_batch = started if not rates else now, time.process_time(), 0, 0, 0.0
         for inputs, labels in next(epochs):
             rows += len(inputs)
             checksum += checksum_of(inputs, labels)
@@ -47,8 +54,10 @@ def measure(name: str, directory: Path, seconds: float) -> dict[str, object]:
             result["first_epoch"] = rows * SEQ_LEN / (ended - started) / 1e6
             result["steady"] = (rows - len(inputs)) * SEQ_LEN / max(1e-9, ended - first_batch) / 1e6
         rates.append(rows * SEQ_LEN / (ended - begin) / 1e6)
+        per_cpu_s.append(rows * SEQ_LEN / (time.process_time() - cpu) / 1e6)
     if len(rates) > 1:
-        result["steady"] = sorted(rates[1:])[(len(rates) - 1) // 2]
+        result["steady"] = statistics.median(rates[1:])
+    result["per_cpu_s"] = statistics.median(per_cpu_s[1:] or per_cpu_s)
     return result
 
 

@@ -116,7 +116,8 @@ def compare(title: str, contenders: Sequence[Contender], options: argparse.Names
             else:
                 results[contender.label].append(answer)
     print(f"\n{title}")
-    print(f"{'':<34}{'first epoch':>22}{'later epochs':>24}   {'ours is':>8}   first batch  exact")
+    own = "per CPU s" if core >= 0 else ""  # elsewhere most of the work is not in the process that is measured
+    print(f"{'':<34}{'first epoch':>22}{'later epochs':>24}   {'ours is':>8}   {'first batch':>11}   exact{own:>12}")
     ours = median(results[contenders[0].label], "steady")
     for label in (contender.label for contender in contenders):
         if not results[label]:
@@ -126,8 +127,9 @@ def compare(title: str, contenders: Sequence[Contender], options: argparse.Names
         first = median(results[label], "first_batch_s")
         print(
             f"{label:<34}{spread(results[label], 'first_epoch'):>22}{spread(results[label], 'steady'):>24}   "
-            f"{ours / steady if steady else float('nan'):>6.2f} x   {first:>9.2f} s  "
-            f"{'yes' if exact == {True} else 'NO' if exact else '-'}",
+            f"{ours / steady if steady else float('nan'):>6.2f} x   {first:>9.2f} s   "
+            f"{'yes' if exact == {True} else 'NO' if exact else '-':>5}"
+            + (f"{median(results[label], 'per_cpu_s'):>12.1f}" if own else ""),
             flush=True,
         )
 
@@ -168,6 +170,7 @@ def main() -> None:
         f"# ours: numpy {np.__version__}; {CHUNKS * CHUNK_TOKENS / 1e6:.1f} M tokens, rows of 2048 + 1, batches of 256"
     )
     print(f"# M tokens/s at the consumer: median (least-most) of {options.repeat}; {options.seconds:g} s a process")
+    print("# per CPU s: M tokens per second of processor time, what others on the machine hardly change")
     print("# exact: each finished epoch had each row once; -: no epoch was finished in that time")
     prepare([*chosen[0], *chosen[1]], options.out, options.peers)
     core = max(os.sched_getaffinity(0))

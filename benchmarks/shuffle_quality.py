@@ -1,10 +1,12 @@
 """Does a window shuffle train as well as a full one? `make bench-shuffle`; about 40 minutes on two quiet cores.
 
-The demo's model, text and steps, one rank and one thread a run, two runs at a time. A scale model of a large run:
-chunks are so small (8,192 tokens) that the default window of 64 of them is a 14th of the corpus. For each seed (initial
-weights and order) the same training with rows shuffled over the whole corpus (full), in windows of 64 chunks (window)
-and of 4 (narrow), to see what the measurement can see. Compared is the loss on all held-out text after the last step,
-seed by seed. A run that was cut off goes on, a finished one counts.
+The demo's model and steps, one rank and one thread a run, two runs at a time, on as much of the demo's text as these
+steps read once: so all runs of a seed train the same rows, and differ in their order alone. (Of a corpus that is not
+read to its end a window shuffle sees fewer documents, each whole; a full one sees parts of all.) A scale model of a
+large run: chunks are so small (4,096 tokens) that the default window of 64 of them is a small part of the corpus. For
+each seed (initial weights and order): rows shuffled over the whole corpus (full), in windows of 64 chunks (window), and
+of 4 (narrow), to see what the measurement can see. Compared is the loss on all held-out text after the last step, seed
+by seed. A run that was cut off goes on, a finished one counts.
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ from fmscale.observe.metrics import eval_series
 from launcher.demo import CONFIG, Paths, Stages, make_demo_corpus
 from launcher.ray_cluster import private_environment
 
+MEGABYTES = 10
+"""Of text, of which the training part is about 700 steps."""
+STEP_TOKENS = 16 * 256
+"""configs/demo.yaml"""
 T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t, two-sided 95 %, by degrees of freedom."""
 
@@ -75,7 +81,7 @@ def compare(name: str, losses: Sequence[float], full: Sequence[float]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-shuffle"))
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=0, help="0: one epoch, about 700")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--window", type=int, default=DataConfig().window_chunks, help="chunks")
     parser.add_argument("--narrow", type=int, default=4, help="chunks")
@@ -84,21 +90,21 @@ def main() -> None:
     print(machine_line())
     paths = Paths(data=options.out / "demo-data", run=options.out / "none")
     with private_environment():
-        make_demo_corpus(paths, Stages(paths.data / "stages.json"), chunk_tokens=8192, heldout_chunk_tokens=4096)
+        stages = Stages(paths.data / "stages.json")
+        make_demo_corpus(paths, stages, MEGABYTES, chunk_tokens=4096, heldout_chunk_tokens=4096)
     split = Manifest.load(paths.corpus).split("train")
+    steps = options.steps or split.tokens // STEP_TOKENS
     windows = {"full": split.chunks, "window": options.window, "narrow": options.narrow}
-    print(
-        f"\n{split.chunks} chunks of {split.chunk_tokens:,} tokens, windows of {windows} chunks; "
-        f"{options.steps} steps of 4,096 tokens are {options.steps * 4096 / split.tokens:.2f} epochs",
-        flush=True,
-    )
+    epochs = steps * STEP_TOKENS / split.tokens
+    print(f"\n{split.chunks} chunks of {split.chunk_tokens:,} tokens, windows of {windows} chunks")
+    print(f"{steps} steps of {STEP_TOKENS:,} tokens are {epochs:.2f} epochs", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     seeds = range(options.seeds)
     jobs = [(name, seed) for seed in seeds for name in ("window", "full")] + [("narrow", seed) for seed in seeds]
 
     def held_out(job: tuple[str, int]) -> float:
         name, seed = job
-        return train(options.out, paths.corpus, name, windows[name], seed, options.steps)
+        return train(options.out, paths.corpus, name, windows[name], seed, steps)
 
     with ThreadPoolExecutor(options.at_once) as pool:
         losses = pool.map(held_out, jobs)

@@ -71,9 +71,10 @@ def run_demo(out: Path, fresh: bool) -> None:
     _show(paths, config)
 
 
-def make_demo_corpus(paths: Paths, stages: Stages, **recipe: Any) -> None:
+def make_demo_corpus(paths: Paths, stages: Stages, megabytes: int = 24, **recipe: Any) -> None:
     """The stages up to the corpus that the demo trains on. recipe: changes of its recipe's fields."""
-    stages.do("gather", f"source text and documentation of this Python -> {paths.raw}", lambda: _gather(paths))
+    title = f"source text and documentation of this Python -> {paths.raw}"
+    stages.do("gather", title, lambda: _gather(paths, megabytes))
     stages.do("tokenizer", f"{VOCAB_SIZE:,} tokens -> {paths.tokenizer}", lambda: _tokenizer(paths))
     title = f"clean, hold out, tokenise, shards, on Ray -> {paths.corpus}"
     stages.do("prepare", title, lambda: _prepare(_recipe(paths, **recipe)))
@@ -109,10 +110,10 @@ class Stages:
         print(f"      {result} ({seconds:.1f} s)", flush=True)
 
 
-def _gather(paths: Paths) -> str:
+def _gather(paths: Paths, megabytes: int) -> str:
     from data_pipeline.gather import gather
 
-    found = gather(paths.raw)
+    found = gather(paths.raw, megabytes * 5_000_000 // 6, megabytes * 1_000_000)
     return f"{found['documents']:,} documents of {found['groups']} packages, {found['text_bytes'] / 1e6:.1f} MB"
 
 

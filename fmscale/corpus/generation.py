@@ -33,6 +33,9 @@ _MADV_POPULATE_READ = 22
 """Linux 5.14 and later: maps pages now, and says so with an error, not a signal, where there are none."""
 _MAPPED_SHARDS = 256
 """Per generation. Each mapping keeps a file descriptor; the customary limit of a process is 1024."""
+LOOK_AGAIN_S = 0.05
+"""A mapped shard's size is looked at this often: at each use the look cost half as much as all hashing. A file that is
+cut in place in between kills whoever reads the lost part (SIGBUS); what restarts it finds the cut at its opening."""
 _PLACES = 65536
 """Chunks whose shard's number is kept at hand: asked for at each row, and in the index it costs as much as a row."""
 
@@ -187,9 +190,13 @@ class Generation:
             while len(self._mapped) >= _MAPPED_SHARDS:
                 self._mapped.pop(next(iter(self._mapped)), None)  # arrays handed out keep their mapping alive
             self._mapped[number] = mapping
-        held = min(mapping.view.size(), len(mapping.view))
-        if held < mapping.shard.bytes and held < getattr(self._index.chunk(chunk), until):
-            raise self._cut_short(chunk, f"{held} bytes")
+        if (now := time.monotonic()) >= mapping.look_again:
+            held = min(mapping.view.size(), len(mapping.view))
+            if held < mapping.shard.bytes:
+                if held < getattr(self._index.chunk(chunk), until):
+                    raise self._cut_short(chunk, f"{held} bytes")
+            else:
+                mapping.look_again = now + LOOK_AGAIN_S
         return mapping
 
     def _number_of(self, chunk: int) -> int:
@@ -257,6 +264,8 @@ class _Mapping:
 
     def __init__(self, view: mmap.mmap, shard: Shard, known: _Known) -> None:
         self.view, self.shard, self.known = view, shard, known
+        self.look_again = 0.0
+        """On the monotonic clock."""
         self.tokens: dict[int, npt.NDArray[np.unsignedinteger]] = {}
         self.docs: dict[int, npt.NDArray[np.void]] = {}
 

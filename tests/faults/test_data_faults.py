@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from fmscale.config import Config
+from fmscale.corpus import generation
 from fmscale.corpus import manifest as manifest_module
 from fmscale.corpus.chunks import Stream, cut_chunks, make_docs
 from fmscale.corpus.index import CHUNK_DTYPE, content_hash, region_hash
@@ -168,7 +169,10 @@ def test_a_shard_of_another_length_is_refused_at_the_opening(root: Path, written
     assert read_or_refused(open_run_data(config_of(root, "web", bad_chunks="quarantine")), written) == lost
 
 
-def test_a_shard_cut_while_it_is_read_is_an_error_and_no_kill(root: Path, written: Rows) -> None:
+def test_a_shard_cut_while_it_is_read_is_an_error_and_no_kill(
+    root: Path, written: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "LOOK_AGAIN_S", 0.0)
     shard = root / "web" / SHARD
     data = open_run_data(config_of(root, "web"))
     assert read_or_refused(data, written) == set()

@@ -11,7 +11,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from fmscale.config import Config
 from fmscale.corpus import generation
 from fmscale.corpus import manifest as manifest_module
 from fmscale.corpus.chunks import Stream, cut_chunks, make_docs
-from fmscale.corpus.index import CHUNK_DTYPE, content_hash, region_hash
+from fmscale.corpus.index import CHUNK_DTYPE, SHARD_DTYPE, content_hash, region_hash, write_index
 from fmscale.corpus.index import FILE as INDEX
+from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.rows import Places, read_rows
 from fmscale.corpus.shards import Corpus, DamagedChunk, open_splits
 from fmscale.corpus.sources import RunData, open_run_data
@@ -122,7 +123,7 @@ def read_or_refused(data: RunData, written: Rows, source: int = 0) -> set[tuple[
 
 def regions(corpus: Path) -> list[tuple[int, int]]:
     """[start, end) of each train chunk in the only train shard."""
-    records = np.frombuffer((corpus / INDEX).read_bytes(), CHUNK_DTYPE, offset=32)[:CHUNKS]
+    records = records_of(corpus)[:CHUNKS]
     return [(int(record["start"]), int(record["end"])) for record in records]
 
 
@@ -296,17 +297,21 @@ def test_files_of_another_corpus_are_refused(root: Path, names: list[str], messa
 
 def rewrite(corpus: Path, records: Any, **changes: Any) -> None:
     """Index and manifest made anew around these records, as a tool would that means well or ill."""
-    data = (corpus / INDEX).read_bytes()[:32] + records.tobytes()
-    (corpus / INDEX).write_bytes(data)
+    shards = np.frombuffer(index_body(corpus), SHARD_DTYPE, offset=records.nbytes)
     record = {**json.loads((corpus / "manifest.json").read_text()), **changes}
-    record["index"]["sha256"] = hashlib.sha256(data).hexdigest()
+    record["index"] = asdict(write_index(corpus, records, shards))
     del record["manifest_hash"]
     record["manifest_hash"] = hashlib.sha256(manifest_module._render(record)).hexdigest()
     (corpus / "manifest.json").write_bytes(manifest_module._render(record))
 
 
 def records_of(corpus: Path) -> Any:
-    return np.frombuffer((corpus / INDEX).read_bytes(), CHUNK_DTYPE, offset=32).copy()
+    chunks = sum(split.chunks for split in Manifest.load(corpus).splits.values())
+    return np.frombuffer(index_body(corpus), CHUNK_DTYPE, chunks).copy()
+
+
+def index_body(corpus: Path) -> bytes:
+    return (corpus / INDEX).read_bytes()[Manifest.load(corpus).index.head_bytes :]
 
 
 def test_reordered_chunks_are_refused_by_the_content_hash_and_then_by_the_run(root: Path) -> None:
@@ -319,7 +324,7 @@ def test_reordered_chunks_are_refused_by_the_content_hash_and_then_by_the_run(ro
         open_run_data(config)
     with pytest.raises(DataError, match="other ones, or reordered"):
         survey(root / "web")
-    rewrite(root / "web", records, content_hash=content_hash(records))
+    rewrite(root / "web", records, content_hash=content_hash([records]))
     assert open_run_data(config).order.fingerprint() != began_with, "another corpus: no checkpoint of the run fits it"
     assert "stands after" in str(survey(root / "web").damage[0])
 
@@ -340,7 +345,7 @@ def test_a_member_that_claims_8_gib_is_refused_or_never_believed(root: Path, wri
     assert read_or_refused(open_run_data(config_of(root, "web")), written) == {("train", 3)}
     whole = shard.read_bytes()
     record["tokens_hash"] = np.void(region_hash(whole[at : int(record["end"])]))
-    rewrite(root / "web", records, content_hash=content_hash(records))
+    rewrite(root / "web", records, content_hash=content_hash([records]))
     assert read_or_refused(open_run_data(config_of(root, "web")), written) == set()
     assert Corpus.open(root / "web").tokens(3).nbytes == 2 * (CHUNK + 1)
 
@@ -357,7 +362,7 @@ def test_an_index_that_points_outside_its_members_is_refused(root: Path) -> None
         make_corpus(root / "web", chunks=CHUNKS, chunk_tokens=CHUNK, seed=1)
         records = records_of(root / "web")
         records[3][field] = value
-        rewrite(root / "web", records, content_hash=content_hash(records))
+        rewrite(root / "web", records, content_hash=content_hash([records]))
         opened = open_splits(root / "web", lenient=True)["train"]
         with pytest.raises(DamagedChunk, match="chunk 3 is damaged"):
             read_both(opened, 3)

@@ -5,13 +5,12 @@ from then on it is a slice of the mapping: no copy, and one page cache for all r
 mapped again after others took its place is hashed again if it is another file by then.
 
 A mapping has one danger: a file that is cut after it was mapped kills whoever reads beyond its new end. So the size of
-the file is asked for at each use, and its pages at the first one, both of which say so with an error.
+the file is asked for again and again, and its pages at the first use, both of which say so with an error.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import mmap
 import os
 import time
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from fmscale.corpus.chunks import DOC_DTYPE
 from fmscale.corpus.index import CHECKED_AT_ONCE, Index, Shard, region_hash
-from fmscale.corpus.manifest import TOKENIZER_FILE, Manifest
+from fmscale.corpus.manifest import Manifest
 from fmscale.errors import DataError
 
 Member = Literal["docs", "tokens"]
@@ -268,20 +267,6 @@ class _Mapping:
         """On the monotonic clock."""
         self.tokens: dict[int, npt.NDArray[np.unsignedinteger]] = {}
         self.docs: dict[int, npt.NDArray[np.void]] = {}
-
-
-def check_tokenizer(directory: Path, manifest: Manifest) -> None:
-    """Raises DataError unless tokenizer.model is the one that the manifest names."""
-    path = directory / TOKENIZER_FILE
-    expected = str(manifest.tokenizer["fingerprint"])
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no such file"
-    if found != expected:
-        raise DataError(
-            f"{path} is damaged or missing",
-            expected=f"sha256 {expected}",
-            found=found,
-            do="restore the corpus from a copy, or prepare it again",
-        )
 
 
 def _wrong_size(path: Path, shard: Shard, found: str) -> DataError:

@@ -195,3 +195,17 @@ def _render(body: Mapping[str, Any]) -> bytes:
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """Little-endian uint16 where every id fits, else uint32."""
     return np.dtype("<u2") if vocab_size <= 65536 else np.dtype("<u4")
+
+
+def check_tokenizer(directory: Path, manifest: Manifest) -> None:
+    """Raises DataError unless tokenizer.model is the one that the manifest names."""
+    path = directory / TOKENIZER_FILE
+    expected = str(manifest.tokenizer["fingerprint"])
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no such file"
+    if found != expected:
+        raise DataError(
+            f"{path} is damaged or missing",
+            expected=f"sha256 {expected}",
+            found=found,
+            do="restore the corpus from a copy, or prepare it again",
+        )

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from fmscale.corpus.generation import DamagedChunk, Generation, check_tokenizer
+from fmscale.corpus.generation import DamagedChunk, Generation
 from fmscale.corpus.index import read_index
-from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Manifest, generation_directory
+from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, Manifest, check_tokenizer, generation_directory
 from fmscale.errors import DataError
 
 __all__ = ["Corpus", "DamagedChunk", "manifests", "open_splits"]

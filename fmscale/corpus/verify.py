@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fmscale.corpus import packing_plan
-from fmscale.corpus.generation import Generation, check_tokenizer
+from fmscale.corpus.generation import Generation
 from fmscale.corpus.index import Shard, read_index
 from fmscale.corpus.inputs import read_inputs
-from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE
+from fmscale.corpus.manifest import MARKER, SPLITS, TOKENIZER_FILE, check_tokenizer
 from fmscale.corpus.packing import Packed
 from fmscale.corpus.shards import Corpus, manifests
 from fmscale.errors import DataError

@@ -1,9 +1,9 @@
 """Readers killed while a rank reads: `make bench-reader-kills`; about 14 minutes (`--seconds 60 --every 10`: 4).
 
-One process reads as a rank does, through two reader actors. First undisturbed, then while one reader after the other
-gets SIGKILL. Afterwards the hash of every batch of both parts is compared with what `replay` says of the same step. The
-waits are those of `next`, which is all that a training step would wait. Done twice: as fast as it goes, and with steps
-of 20 ms.
+One process reads as a rank does, through two reader actors: undisturbed, then while one reader after the other gets
+SIGKILL, then undisturbed again. Afterwards the hash of every batch is compared with what `replay` says of the same step.
+The waits are those of `next`, which is all that a training step would wait. Done twice: as fast as it goes, and with
+steps of 20 ms.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ class Part:
     hashes: list[str] = field(default_factory=list)
     waits_s: list[float] = field(default_factory=list)
     seconds: float = 0.0
+
+    def __add__(self, other: Part) -> Part:
+        return Part(self.hashes + other.hashes, self.waits_s + other.waits_s, self.seconds + other.seconds)
 
     @property
     def rate(self) -> float:
@@ -114,14 +117,16 @@ def measure(directory: Path, run_root: Path, options: argparse.Namespace, step_s
         loader = RayLoader(readers, config, open_run_data(config), 0)
         batches = loader.batches(0)
         warm = consume(batches, options.warm_up, 0.0)
-        calm = consume(batches, options.calm, step_s)
+        before_kills = consume(batches, options.calm / 2, step_s)
         killer = Killer(config.run_dir, options.every, options.readers)
         killer.start()
         disturbed = consume(batches, options.seconds, step_s)
         killer.stop()
+        after_kills = consume(batches, options.calm / 2, step_s)
         loader.close()
     left = shared_memory() - before
     title = f"steps of {step_s * 1e3:g} ms" if step_s else "as fast as it goes"
+    calm = before_kills + after_kills
     share = disturbed.rate / calm.rate
     print(f"\n{title}: {len(killer.killed)} kills in {disturbed.seconds:.0f} s, one every {options.every:g} s")
     for name, part in (("undisturbed", calm), ("with kills", disturbed)):
@@ -130,7 +135,7 @@ def measure(directory: Path, run_root: Path, options: argparse.Namespace, step_s
             f"P99 {part.wait_ms(99):.2f}, longest {part.wait_ms(100):.0f}   ({len(part.hashes)} batches)",
             flush=True,
         )
-    hashes = warm.hashes + calm.hashes + disturbed.hashes
+    hashes = warm.hashes + before_kills.hashes + disturbed.hashes + after_kills.hashes
     mistakes = wrong(config, hashes)
     print(f"throughput {share:.1%} of the undisturbed (bar: 90 %)")
     print(f"{mistakes} of {len(hashes)} batches are not the replay's (bar: 0); the rank was never restarted")
@@ -141,7 +146,7 @@ def measure(directory: Path, run_root: Path, options: argparse.Namespace, step_s
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0, help="of the part with kills")
-    parser.add_argument("--calm", type=float, default=60.0, help="seconds of the undisturbed part")
+    parser.add_argument("--calm", type=float, default=60.0, help="undisturbed seconds, half before and half after")
     parser.add_argument("--every", type=float, default=30.0, help="seconds from kill to kill")
     parser.add_argument("--warm-up", type=float, default=5.0)
     parser.add_argument("--readers", type=int, default=2)

@@ -1,7 +1,7 @@
 """Readers killed while a rank reads: `make bench-reader-kills`; about 14 minutes (`--seconds 60 --every 10`: 4).
 
 One process reads as a rank does, through two reader actors: undisturbed, then while one reader after the other gets
-SIGKILL, then undisturbed again. Afterwards the hash of every batch is compared with what `replay` says of the same step.
+SIGKILL, then undisturbed again. Afterwards each batch hash is compared with what `replay` says of the same step.
 The waits are those of `next`, which is all that a training step would wait. Done twice: as fast as it goes, and with
 steps of 20 ms.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import numpy as np
 from benchmarks.contract import CHUNK_TOKENS, CHUNKS
 from benchmarks.machine import machine_line
 from fmscale.corpus.shards import Corpus
+from fmscale.errors import DataError
 from tests.corpora import make_corpus
 
 
@@ -67,13 +69,22 @@ THROUGH_PROCESSES = (
 
 def make_tokens(out: Path) -> None:
     """100 M random tokens: our corpus in out/ours, and the same in out/tokens.npy for all others."""
-    if (out / "tokens.npy").exists():
+    if (out / "tokens.npy").exists() and readable(out / "ours"):
         return
+    shutil.rmtree(out / "ours", ignore_errors=True)
     make_corpus(out / "ours", chunks=CHUNKS, heldout=1, chunk_tokens=CHUNK_TOKENS, pieces=50_000)
     corpus = Corpus.open(out / "ours")
     chunks = [corpus.tokens(chunk)[:CHUNK_TOKENS] for chunk in range(CHUNKS)]
     np.save(out / "tokens.tmp.npy", np.concatenate([*chunks, corpus.tokens(CHUNKS - 1)[CHUNK_TOKENS:]]))
     os.replace(out / "tokens.tmp.npy", out / "tokens.npy")
+
+
+def readable(corpus: Path) -> bool:
+    """Whether there is a corpus of this version."""
+    try:
+        return Corpus.open(corpus).chunks == CHUNKS
+    except DataError:
+        return False
 
 
 def run(contender: Contender, out: Path, python: str, *arguments: str) -> dict[str, Any] | str:

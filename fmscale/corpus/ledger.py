@@ -30,7 +30,7 @@ from typing import Any
 
 from fmscale import durable
 from fmscale.corpus.steps import StepPlan
-from fmscale.errors import DataError
+from fmscale.errors import DataError, MachineError
 
 VERSION = 1
 GENESIS = "0" * 64
@@ -206,13 +206,22 @@ class Ledger:
         return ledger
 
     def save(self, path: Path) -> None:
-        """Write `path` whole, atomically and durably. Raises DataError if `path` holds entries that this one lacks.
+        """Write `path` whole, atomically and durably. Raises DataError if `path` holds entries that this one lacks,
+        MachineError if there is no room.
 
         Beside and over rather than appended: a crash leaves the old ledger or the new one, never half an entry. The
         caller holds the run's lease, so no one else writes.
         """
         Ledger.load(path).require_prefix_of(self, str(path))
-        durable.replace(path, self._render())
+        try:
+            durable.replace(path, self._render())
+        except OSError as error:
+            raise MachineError(
+                "the edit ledger cannot be written",
+                expected=f"room for {len(self._render()):,} bytes at {path}",
+                found=error.strerror or str(error),
+                do="make room or mend the disk; the same command goes on from the newest checkpoint",
+            ) from error
 
     def _render(self) -> bytes:
         return "".join(json.dumps(entry.to_json(), ensure_ascii=False) + "\n" for entry in self.entries).encode()

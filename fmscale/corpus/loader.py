@@ -42,8 +42,8 @@ class Loader(Protocol):
     def batches(self, first_row: int) -> Iterator[Batch]:
         """This rank's share of each global batch, the first of which begins with row `first_row`; without end.
 
-        `targets` of what a loader hands out are those of the share. Raises DamagedChunk, from then on always, when
-        a chunk of what was asked for ahead is not as it was written."""
+        `targets` of what a loader hands out are those of the share. Raises DamagedChunk when a chunk of what was asked
+        for ahead is not as it was written; the iterator has ended then."""
 
     def heldout_batches(self) -> Iterator[Batch]:
         """This rank's share of each held-out batch: the same number of batches, of the same shape, on every rank."""

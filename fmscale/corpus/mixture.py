@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -224,7 +224,8 @@ def largest_share(stages: Sequence[Sequence[int]], part: int, whole: int) -> flo
     return max((_sum(w, part) / _sum(w, whole) for w in stages if _sum(w, whole)), default=0.0)
 
 
-def split_tree(stages: Sequence[Sequence[int]]) -> Tree:
+@lru_cache(maxsize=64)
+def split_tree(stages: tuple[tuple[int, ...], ...]) -> Tree:
     """The tree over all sources that keeps counts nearest to their ideals in every stage.
 
     The slack of a subtree is the deviation of its own count up to which all its leaves stay within 1: 1 for a leaf,

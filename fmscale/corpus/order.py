@@ -16,6 +16,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -93,14 +94,15 @@ class Order:
 
     def shares(self, rows: int) -> I64:
         """How many of the rows [0, rows) come from each source, [sources]; in closed form."""
-        total = np.zeros(len(self.sources), np.int64)
-        for segment, stop in self._spans(rows):
-            total[: len(segment.base)] += segment.count(stop) - segment.count(segment.start)
+        number = int(np.searchsorted(self._starts, rows, side="right")) - 1
+        segment, total = self._segments[number], self._given[number].copy()
+        total[: len(segment.base)] += segment.count(rows) - segment.count(segment.start)
         return total
 
     def epochs(self, rows: int) -> list[float]:
-        """How often each source has been read through after `rows` rows of the run, [sources]."""
-        segment = self._spans(rows)[-1][0] if rows else self._segments[0]
+        """Where each source stands after `rows` rows of the run, in epochs of its own, [sources]: what a skip leaves
+        out counts, and an epoch that a new generation cut short is over."""
+        segment = self._segments[int(np.searchsorted(self._starts, max(rows, 1), side="left")) - 1]
         known = [
             sequence.first_epoch + (int(position) - sequence.first_position) / sequence.rows_per_epoch
             for sequence, position in zip(segment.sequences, segment.positions(rows), strict=True)
@@ -109,12 +111,18 @@ class Order:
 
     def readers_of(self, source: int, chunk: int, from_row: int, to_row: int) -> I64:
         """Rows of the run in [from_row, to_row) whose place is in `chunk`, substitutes aside; rising."""
-        found = []
-        for segment, stop in self._spans(to_row):
-            if stop > from_row and source < len(segment.base):
-                first, last = (int(segment.positions(row)[source]) for row in (max(from_row, segment.start), stop))
-                positions = segment.sequences[source].positions_in(chunk, first, last)
-                found.append(segment.rows_of(source, positions))
+        found, spans = [], self._spans(to_row)
+        for i, (segment, stop) in enumerate(spans):
+            if stop <= from_row or source >= len(segment.base):
+                continue
+            if i + 1 < len(spans) and segment.reads_on(spans[i + 1][0], source):
+                continue  # as the next one does, which looks back this far
+            begin = segment.start
+            while i and spans[i - 1][0].reads_on(segment, source):
+                i, begin = i - 1, spans[i - 1][0].start
+            first, last = (int(segment.positions(row)[source]) for row in (max(from_row, begin), stop))
+            positions = segment.sequences[source].positions_in(chunk, first, last)
+            found.append(segment.rows_of(source, positions))
         return np.sort(np.concatenate([np.empty(0, np.int64), *found]))
 
     def substitutes(self, source: int) -> dict[int, int]:
@@ -175,6 +183,15 @@ class Order:
         for entry in sorted(self.ledger.entries, key=lambda entry: (entry.from_row, entry.seq)):
             segments.append(segments[-1].edited(entry, self.steps))
         return segments
+
+    @cached_property
+    def _given(self) -> list[I64]:
+        """Rows of each source before each segment, [sources]."""
+        given = [np.zeros(len(self.sources), np.int64)]
+        for segment, following in pairwise(self._segments):
+            given.append(given[-1].copy())
+            given[-1][: len(segment.base)] += segment.count(following.start) - segment.count(segment.start)
+        return given
 
     @cached_property
     def _starts(self) -> I64:

@@ -1,7 +1,7 @@
 """Reader actors on Ray, and the loader that asks them: other processes map, verify and gather, ranks only copy.
 
 A reader is asked for places (split, source, chunk, offset) and answers with tokens. It knows nothing of rows, ranks or
-steps: so it can die at any moment, Ray starts it again, and any reader gives the same answer to the same question. The
+steps: so it can die at any moment, any reader gives the same answer to the same question, and Ray starts it again. The
 loader keeps requests ahead of the trainer. Ray moves an object of 2 MB about ten times as fast a byte as one of 32 KB,
 so small batches are asked for several at a time, and very large ones in parts.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 
 from fmscale.config import Config
 from fmscale.corpus.batch import Batch
@@ -76,7 +76,7 @@ def start_readers(
     actor = ray.remote(ReaderActor).options(
         num_cpus=0,  # a reader works for moments between steps; ranks get the processors
         max_restarts=-1,
-        max_task_retries=-1,
+        max_task_retries=0,  # a reader that died is an answer at once, and another one is asked
         scheduling_strategy=scheduling_strategy,
     )
     return [actor.remote(config, run_dir, number, register) for number in range(config.data.readers_per_node)]
@@ -186,10 +186,14 @@ class _Call:
     def __init__(self, readers: list[Any], split: str, places: Places) -> None:
         self._others = deque(readers)
         self._question = (split, places)
+        self._asked: dict[Any, Any] = {}
         self._answers = [self._ask()]
 
     def _ask(self) -> Any:
-        return self._others.popleft().read.remote(*self._question)
+        reader = self._others.popleft()
+        answer = reader.read.remote(*self._question)
+        self._asked[answer] = reader
+        return answer
 
     def result(self) -> RowTokens:
         """The rows, a view of Ray's shared memory. Raises DataError, or MachineError without readers."""
@@ -204,6 +208,12 @@ class _Call:
                 if isinstance(error.cause, FmscaleError):
                     raise error.cause from None
                 raise
+            except ActorUnavailableError:  # it starts again
+                self._answers.remove(ready[0])
+                if not self._others:
+                    time.sleep(0.05)
+                self._others.append(self._asked.pop(ready[0]))
+                self._answers.append(self._ask())
             except RayActorError as error:  # gone for good: its node is lost, or someone stopped it
                 self._answers.remove(ready[0])
                 if self._others:

@@ -57,6 +57,14 @@ class Segment:
         """Rows of the run at which `source` is at `positions` [N]."""
         return self.origin + self.mixture.row_of(source, positions - self.base[source])
 
+    def reads_on(self, following: Segment, source: int) -> bool:
+        """Whether the segment that follows reads `source` as this one does, substitutes aside."""
+        return (
+            self.mixture is following.mixture
+            and (self.origin, self.base) == (following.origin, following.base)
+            and self.sequences[source] is following.sequences[source]
+        )
+
     def edited(self, entry: Entry, steps: StepPlan) -> Segment:
         """The segment that `entry` opens. Raises DataError if the entry does not fit the run, ConfigError for a weight
         that is too small."""

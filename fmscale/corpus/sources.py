@@ -88,11 +88,8 @@ def begin_ledger(config: Config) -> None:
     """Write the ledger that a new run begins with; a run that has one keeps it."""
     path = config.run_dir / FILE_NAME
     if not path.exists():
-        corpora = {
-            name: readable(config, open_train(config, source.corpus)) for name, source in config.data.sources.items()
-        }
         path.parent.mkdir(parents=True, exist_ok=True)
-        pin_generations(corpora, step_plan(config)).save(path)
+        open_run_data(config).ledger.save(path)
 
 
 def open_train(config: Config, path: str | Path) -> Corpus:
@@ -131,10 +128,16 @@ def open_run_data(config: Config) -> RunData:
     A corpus may grow while the run goes on: held-out rows stay those of the generation it began with, so that losses
     before and after a restart, or before and after a `generation` edit, are of the same text. A held-out chunk has no
     substitute, so their shards must be whole whatever data.bad_chunks says.
+
+    Of a run that has not begun, the ledger is the one that it would begin with now.
     """
-    ledger = Ledger.load(config.run_dir / FILE_NAME)
+    path = config.run_dir / FILE_NAME
+    ledger = Ledger.load(path)  # none is an empty one
     lenient = config.data.bad_chunks == "quarantine"
-    opened = {name: open_splits(path, lenient=lenient) for name, path in corpus_paths(config, ledger).items()}
+    opened = {name: open_splits(where, lenient=lenient) for name, where in corpus_paths(config, ledger).items()}
+    if not path.exists():
+        newest = {name: readable(config, splits["train"]) for name, splits in opened.items()}
+        ledger = pin_generations(newest, step_plan(config))
     train = {
         name: readable(config, splits["train"], newest_generation(ledger, name)) for name, splits in opened.items()
     }

@@ -31,7 +31,7 @@ class Recorder:
         self._config, self._term = config, term
         self._log = MetricsLog(config.run_dir, term)
         self._events = EventLog(config.run_dir)
-        self._stalls = StallWatch()
+        self._stalls = StallWatch(config.launch.backend)
         self._peak = peak_flops(device, config.train.precision)
         wandb = config.logging.wandb
         sinks: list[Sink] = [

@@ -7,6 +7,7 @@ count. Above LIMIT the run says so once for each part, and again when that has b
 from __future__ import annotations
 
 from collections import deque
+from typing import Literal
 
 from fmscale.corpus.rows import Spent
 
@@ -16,18 +17,24 @@ SETTLED = 5
 """Steps at a start that nobody could read ahead of."""
 
 REMEDIES = {
-    "read_s": "reading shards is slow: keep the corpora on a disk of the node, or raise data.readers_per_node",
-    "verify_s": "hashing chunks at their first use is slow (mostly the disk): raise data.readers_per_node or "
-    "data.prefetch_batches",
-    "decode_s": "putting rows together is slow: raise data.readers_per_node",
-    "collate_s": "making arrays in the rank is slow: raise train.threads_per_rank, or train more tokens a step",
+    "read_s": "reading shards is slow: keep the corpora on a disk of the node, or {more}",
+    "verify_s": "hashing chunks at their first use is slow (mostly the disk): {more}",
+    "decode_s": "putting rows together is slow: {more}",
+    "collate_s": "making arrays takes a core that is busy: give each rank a core of its own",
     "transfer_s": "copying from shared memory is slow: the node's memory is busy, lower data.readers_per_node",
-    "queue_s": "readers are busy, dead or asked too late: raise data.prefetch_batches, then data.readers_per_node",
+    "queue_s": "readers are busy, dead or asked too late: {more}",
+}
+"""By part; `more` is what makes more readers work further ahead."""
+MORE = {
+    "ray": "raise data.prefetch_batches, then data.readers_per_node",
+    "torchrun": "raise data.prefetch_batches, or have readers of their own with launch.backend=ray",
 }
 
 
 class StallWatch:
-    def __init__(self) -> None:
+    def __init__(self, backend: Literal["ray", "torchrun"]) -> None:
+        """backend: launch.backend; under torchrun one thread of the rank reads ahead, and there are no readers."""
+        self._more = MORE[backend]
         self._steps: deque[tuple[float, float, Spent]] = deque(maxlen=WINDOW)
         self._seen = 0
         self._told: dict[str, float] = {}
@@ -49,7 +56,8 @@ class StallWatch:
         if share < 2 * self._told.get(part, 0.0):
             return None
         self._told[part] = share
+        remedy = REMEDIES[part].format(more=self._more)
         return (
             f"the last {WINDOW} steps waited {100 * share:.1f} % of their time for data, "
-            f"{100 * seconds / max(waited, 1e-12):.0f} % of it for `{part.removesuffix('_s')}`: {REMEDIES[part]}"
+            f"{100 * seconds / max(waited, 1e-12):.0f} % of it for `{part.removesuffix('_s')}`: {remedy}"
         )

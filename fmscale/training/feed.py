@@ -39,8 +39,22 @@ class Fed:
     batch_hash: str
     """Over all ranks: 32 hex digits."""
     wait_s: float
+    """Of the rank that waited longest, since all wait for that one."""
     spent: Spent
-    """What was waited for; sums to wait_s."""
+    """What it waited for; sums to wait_s."""
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a rank tells the others before a step."""
+
+    digest: int
+    """Batch hash of its share; ranks of one pipeline have the same one."""
+    targets: int
+    damage: tuple[int, int] | None
+    """(source, chunk) that kept its share from coming."""
+    wait_s: float
+    spent: Spent
 
 
 @dataclass(kw_only=True)
@@ -62,22 +76,30 @@ class Feed:
 
     def next(self, step: Step) -> Fed:
         """This rank's share of `step`. Raises DataError: damage that the settings do not allow to replace."""
-        started = time.perf_counter()
-        batch, damage = self._share()
-        waited = time.perf_counter() - started
-        shares = self._exchange(batch, damage)
-        while damaged := sorted({place for _, _, place in shares if place is not None}):
-            self._quarantine(damaged, step)
+        waited, spent = 0.0, Spent()
+        while True:
             started = time.perf_counter()
             batch, damage = self._share()
-            waited += time.perf_counter() - started
-            shares = self._exchange(batch, damage)
+            waited, spent = waited + time.perf_counter() - started, spent + self.loader.take_wait()
+            shares = self._exchange(batch, damage, waited, spent)
+            damaged = sorted({share.damage for share in shares if share.damage is not None})
+            if not damaged:
+                break
+            self._quarantine(damaged, step)
         assert batch is not None, "a rank without a batch has said why"
         self._require_own_rows(batch, step)
-        digest, targets = combine(digest for digest, _, _ in shares), sum(count for _, count, _ in shares)
-        spent = self.loader.take_wait()
-        spent.queue_s += max(0.0, waited - spent.total())
-        return Fed(replace(batch, targets=targets), hash_hex(digest), waited, spent)
+        firsts = shares[: self.topology.dp]  # ranks are numbered stage by stage
+        for rank, share in enumerate(shares):
+            first = firsts[self.topology.data_rank(rank)]
+            assert share.digest == first.digest, f"rank {rank} has another batch than the first stage of its pipeline"
+        slowest = max(shares, key=lambda share: share.wait_s)
+        slowest.spent.queue_s += max(0.0, slowest.wait_s - slowest.spent.total())
+        return Fed(
+            batch=replace(batch, targets=sum(share.targets for share in firsts)),
+            batch_hash=hash_hex(combine(share.digest for share in firsts)),
+            wait_s=slowest.wait_s,
+            spent=slowest.spent,
+        )
 
     def heldout(self) -> Iterator[Batch]:
         """This rank's share of each held-out batch, `targets` those of the whole batch."""
@@ -97,11 +119,13 @@ class Feed:
                 raise
             return None, error.place
 
-    def _exchange(self, batch: Batch | None, damage: tuple[int, int] | None) -> list[tuple[int, int, Any]]:
-        """(hash, targets, damage) of every rank's share; of each data-parallel rank its first stage speaks."""
-        speaks = batch is not None and self.topology.stage(self.rank) == 0
-        mine = (batch_hash(batch), batch.targets, damage) if batch is not None and speaks else (0, 0, damage)
-        shares: list[tuple[int, int, Any]] = [mine] * self.topology.world_size
+    def _exchange(
+        self, batch: Batch | None, damage: tuple[int, int] | None, wait_s: float, spent: Spent
+    ) -> list[_Share]:
+        """What every rank says of its share, by rank."""
+        digest, targets = (0, 0) if batch is None else (batch_hash(batch), batch.targets)
+        mine = _Share(digest, targets, damage, wait_s, spent)
+        shares = [mine] * self.topology.world_size
         dist.all_gather_object(shares, mine, group=self.control)
         return shares
 

@@ -66,6 +66,7 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
         control = _join(config, place, device)
         stack.push(_leave_group)
         data = open_run_data(config)
+        _require_one_ledger(data, place, control)
         topology = Topology(dp=config.parallel.dp, pp=config.parallel.pp)
         engine = build_engine(config, topology, place.rank, device)
         stack.callback(engine.close)
@@ -165,6 +166,20 @@ def _open_term(config: Config, commit: Commit | None, place: RankPlace, control:
     term = [Lease(config.run_dir).open_term(commit) if place.rank == 0 else 0]
     dist.broadcast_object_list(term, src=0, group=control)
     return term[0]
+
+
+def _require_one_ledger(data: RunData, place: RankPlace, control: dist.ProcessGroup) -> None:
+    """Every rank reads the ledger's file for itself; on a network file system one may be shown an older state."""
+    heads = [""] * place.world
+    dist.all_gather_object(heads, data.ledger.head, group=control)
+    other = next((rank for rank, head in enumerate(heads) if head != heads[0]), None)
+    if other is not None:
+        raise MachineError(
+            "the ranks do not see the same edit ledger",
+            expected=f"one that ends with {heads[0][:16]} on every node, as on rank 0",
+            found=f"one that ends with {heads[other][:16]} on rank {other}",
+            do="start again when the file system shows all nodes the same ledger.jsonl",
+        )
 
 
 def _check_identity(commit: Commit, data: RunData) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,11 @@ import torch.distributed as dist
 
 from fmscale.config import Config, from_yaml, load, to_yaml
 from fmscale.corpus.batch import Batch
+from fmscale.corpus.ledger import Ledger
 from fmscale.corpus.loader import LocalLoader
 from fmscale.corpus.replay import replay
+from fmscale.corpus.steps import StepPlan
+from fmscale.errors import MachineError
 from fmscale.observe.events import read_events
 from fmscale.observe.failure import first_cause
 from fmscale.observe.metrics import eval_series, series
@@ -340,6 +344,27 @@ def test_a_roll_back_to_what_is_damaged_or_not_there_says_so(root: Path, words: 
     with pytest.raises(RankError, match=r"no such checkpoint to roll back to(?s:.*)found: step-00000009\.t0001"):
         go(config, env={"FMSCALE_ROLL_BACK": "step-00000009.t0001"})
     assert [record.term for record in Lease(config.run_dir).terms()] == [1]
+
+
+def _heads(rank: int, world: int) -> str:
+    import torch.distributed as dist
+
+    from fmscale.training.worker import RankPlace, _require_one_ledger
+
+    def seen(rows: int) -> Any:
+        ledger = Ledger().append("skip", {"rows": rows}, from_row=0, rows_consumed=0, steps=StepPlan.constant(8, 8))
+        return SimpleNamespace(ledger=ledger)
+
+    place = RankPlace(rank=rank, world=world, local_rank=rank, device="cpu")
+    _require_one_ledger(seen(1), place, dist.group.WORLD)
+    with pytest.raises(MachineError, match=r"the ranks do not see the same edit ledger(.*\n)*.*on rank 1"):
+        _require_one_ledger(seen(1 + rank), place, dist.group.WORLD)
+    return "told"
+
+
+def test_ranks_that_see_other_ledgers_do_not_train() -> None:
+    """As a network file system may show them one, just after an entry was written on another node."""
+    assert run_ranks(_heads, 2) == ["told", "told"]
 
 
 def test_a_flipped_byte_in_a_shard_ends_training_before_its_use(root: Path, tmp_path: Path, words: Path) -> None:

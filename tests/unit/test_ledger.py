@@ -11,7 +11,7 @@ import pytest
 
 from fmscale.corpus.ledger import FILE_NAME, GENESIS, Ledger
 from fmscale.corpus.steps import StepPlan
-from fmscale.errors import DataError
+from fmscale.errors import DataError, MachineError
 
 STEPS = StepPlan.constant(32, 64)
 GOLDEN = Path(__file__).parents[1] / "golden" / "ledger.jsonl"
@@ -159,3 +159,11 @@ def test_a_save_never_takes_entries_back(tmp_path: Path) -> None:
     ledger_of(EDITS).append("skip", {"rows": 2}, from_row=320, rows_consumed=320, steps=STEPS).save(path)
     assert len(Ledger.load(path).entries) == len(EDITS) + 1
     assert [p.name for p in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_a_disk_that_takes_no_ledger_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        MachineError, match=r"the edit ledger cannot be written\n  expected: room for .* bytes"
+    ) as error:
+        ledger_of(EDITS).save(tmp_path / "gone" / FILE_NAME)
+    assert len(str(error.value).splitlines()) <= 6

@@ -25,7 +25,7 @@ from fmscale.corpus.order import order_from_config
 from fmscale.corpus.replay import replay
 from fmscale.corpus.rows import read_rows
 from fmscale.corpus.shards import Corpus
-from fmscale.corpus.sources import open_run_data, pin_generations
+from fmscale.corpus.sources import begin_ledger, open_run_data, pin_generations
 from fmscale.corpus.steps import StepPlan
 from fmscale.errors import DataError
 from fmscale.topology import PADDING
@@ -245,17 +245,25 @@ def test_a_corpus_that_grows_changes_no_run_that_has_begun(tmp_path: Path) -> No
     make_corpus(tmp_path / "web", chunks=5)
     config = run_config(tmp_path, {"web": 1.0})
     before, fingerprint = replay(config, 1, 6, 1), open_run_data(config).order.fingerprint()
-    assert pin_generations(open_run_data(config).train, STEPS) == Ledger()
+    begin_ledger(config)
+    assert Ledger.load(config.run_dir / FILE_NAME) == Ledger()
     grow_corpus(tmp_path / "web", chunks=6)
     assert replay(config, 1, 6, 1) == before
-    data = open_run_data(config)
-    assert data.order.fingerprint() == fingerprint
-    # A run that begins now pins what there is, and reads all of it in its first epoch.
-    order = order_from_config(config, data.train, pin_generations(data.train, STEPS))
-    assert order.rows_per_epoch(0) == 11 * 8
-    assert set(order.locate(np.arange(88)).chunk.tolist()) == set(range(11))
-    batch = RowReader(replace(data, order=order)).read(np.arange(88))
-    assert len({row.tobytes() for row in batch.tokens}) == 88
+    assert open_run_data(config).order.fingerprint() == fingerprint
+
+
+def test_a_run_on_a_grown_corpus_is_planned_as_it_will_begin(tmp_path: Path) -> None:
+    """It pins what there is and reads all of it in its first epoch; `order` and `data mix` say so beforehand."""
+    make_corpus(tmp_path / "web", chunks=5)
+    grow_corpus(tmp_path / "web", chunks=6)
+    config = run_config(tmp_path, {"web": 1.0})
+    planned, data = replay(config, 1, 6, 1), open_run_data(config)
+    assert data.order.rows_per_epoch(0) == 11 * 8
+    assert set(data.order.locate(np.arange(88)).chunk.tolist()) == set(range(11))
+    assert len({row.tobytes() for row in RowReader(data).read(np.arange(88)).tokens}) == 88
+    begin_ledger(config)
+    assert Ledger.load(config.run_dir / FILE_NAME) == data.ledger == pin_generations(data.train, STEPS)
+    assert replay(config, 1, 6, 1) == planned
 
 
 def test_a_ledger_of_another_corpus_is_refused(root: Path) -> None:

@@ -278,6 +278,24 @@ def test_the_readers_of_a_chunk_are_the_rows_that_stand_in_it(chunk: int, first:
         assert order.readers_of(s, chunk, first, first + length).tolist() == expected.tolist()
 
 
+def test_shares_and_losses_cost_little_more_through_a_thousand_quarantines() -> None:
+    """Each is an entry; chunks are found to be damaged one by one, and every step asks for the shares so far."""
+    entries = [("quarantine", 8 * i, {"source": "a", "chunk": i, "substitute": 5000 + i}) for i in range(1000)]
+    order, plain = order_of(MIXED, edits(*entries), chunks=10_000), order_of(MIXED, chunks=10_000)
+    assert order.shares(10**6).tolist() == plain.shares(10**6).tolist()
+    assert order.readers_of(0, 7, 56, 10**6).tolist() == plain.readers_of(0, 7, 56, 10**6).tolist()
+
+    def cost(of: Order) -> float:
+        started = time.process_time()
+        for row in range(10**6, 10**6 + 20):
+            of.shares(row)
+            of.epochs(row)
+            of.readers_of(0, 7, 56, row)
+        return time.process_time() - started
+
+    assert cost(order) < 20 * cost(plain) + 0.05
+
+
 # Each kind of entry: the past does not change, and the future is a function of the ledger alone.
 
 AHEAD = 120

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fmscale.corpus.rows import Spent
-from fmscale.observe.stalls import LIMIT, REMEDIES, SETTLED, WINDOW, StallWatch
+from fmscale.observe.stalls import LIMIT, MORE, REMEDIES, SETTLED, WINDOW, StallWatch
 
 PARTS = tuple(Spent().named(""))
 
 
 def watch(waits: list[float], part: str = "queue_s", step_time_s: float = 1.0) -> list[tuple[int, str]]:
     """(step, words) of the warnings of a run whose steps, all of one length, wait this long for one part."""
-    stalls, told = StallWatch(), []
+    stalls, told = StallWatch("ray"), []
     for step, wait in enumerate(waits, 1):
         warning = stalls.step(step_time_s, wait, Spent(**{part: wait}))
         if warning is not None:
@@ -33,12 +33,23 @@ def test_a_warning_names_share_part_and_remedy(part: str) -> None:
     ((step, words),) = watch([0.04] * 200, part, step_time_s=0.5)
     assert step == SETTLED + WINDOW
     assert words == (
-        f"the last {WINDOW} steps waited 8.0 % of their time for data, 100 % of it for `{part[:-2]}`: {REMEDIES[part]}"
+        f"the last {WINDOW} steps waited 8.0 % of their time for data, 100 % of it for `{part[:-2]}`: "
+        + REMEDIES[part].format(more=MORE["ray"])
     )
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_a_rank_that_reads_by_itself_is_not_sent_to_readers(part: str) -> None:
+    """Nor is any rank to settings that change what it computes."""
+    stalls = StallWatch("torchrun")
+    words = str([stalls.step(1.0, 0.1, Spent(**{part: 0.1})) for _ in range(SETTLED + WINDOW)][-1])
+    if part != "transfer_s":  # there is no shared memory to copy from
+        assert "readers_per_node" not in words
+    assert "threads_per_rank" not in words
+
+
 def test_the_largest_part_is_blamed_with_its_share() -> None:
-    stalls = StallWatch()
+    stalls = StallWatch("ray")
     warnings = [stalls.step(1.0, 0.1, Spent(read_s=0.03, verify_s=0.06, collate_s=0.01)) for _ in range(55)]
     assert warnings[:-1] == [None] * 54
     assert "10.0 % of their time for data, 60 % of it for `verify`: hashing chunks" in str(warnings[-1])
@@ -68,7 +79,7 @@ def test_it_is_said_again_only_when_twice_as_bad() -> None:
 
 
 def test_another_part_is_news() -> None:
-    stalls, told = StallWatch(), []
+    stalls, told = StallWatch("ray"), []
     for step in range(300):
         part = "queue_s" if step < 150 else "read_s"
         warning = stalls.step(1.0, 0.02, Spent(**{part: 0.02}))

@@ -56,8 +56,9 @@ class ReaderActor:
         data = open_run_data(self._config)
         return {split: data.corpora(split) for split in SPLITS}
 
+    @ray.method(max_task_retries=-1)  # type: ignore[untyped-decorator]
     def node(self) -> str:
-        """The Ray node it stands on."""
+        """The Ray node it stands on. Who asks one that is starting again waits for it."""
         return str(ray.get_runtime_context().get_node_id())
 
     def read(self, split: str, places: Places) -> RowTokens:

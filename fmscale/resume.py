@@ -28,6 +28,9 @@ MAY_CHANGE_ON_RESUME: dict[str, str] = {
     "logging.*": "what is shown",
 }
 
+_MIX = ("data.stages.*", "data.sources.*.weight")
+"""What an edit of the run's ledger changes in their place, from a step on."""
+
 
 def check_resume(old: Config, new: Config) -> None:
     """Raise ConfigError naming every field that differs and may not, with both values."""
@@ -38,11 +41,13 @@ def check_resume(old: Config, new: Config) -> None:
         if before.get(key) != after.get(key) and not _may_change(key)
     ]
     if bad:
+        mixed = any(fnmatchcase(line.partition(":")[0], pattern) for line in bad for pattern in _MIX)
+        edit = " and use `fmscale order edit RUN weights|stages|source` for the mix" if mixed else ""
         raise ConfigError(
             f"this run exists with other settings ({len(bad)} may not change on resume)",
             expected="the settings in the run's config.yaml",
             found="; ".join(bad[:4]) + (f"; and {len(bad) - 4} more" if len(bad) > 4 else ""),
-            do="set them back, or start another run with run.name=NEW (docs/config.md lists what may change)",
+            do=f"set them back{edit}, or start another run with run.name=NEW (docs/config.md lists what may change)",
         )
 
 

@@ -84,7 +84,9 @@ def order_log(run: Run, as_json: AsJson = False) -> None:
     """Every edit of a run's order, oldest first, with the rows that quarantined chunks cost."""
     from launcher.edits import log
 
-    edits = log(run_dir_of(run))
+    edits, note = log(run_dir_of(run))
+    if note:
+        typer.echo(f"note: {note}", err=True)
     if as_json:
         typer.echo(json.dumps([each.to_json() for each in edits]))
         return

@@ -135,7 +135,11 @@ def _skip(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
     if not count:
         found = " ".join(arguments) or "nothing"
         raise usage("`skip` takes a number of steps, 1 or more", "fmscale order edit RUN skip STEPS", found)
-    step = request.step
+    step, last = request.step, request.config.train.steps
+    if count > last:
+        raise usage(
+            "`skip` takes fewer steps than that", f"1 to {last}, as many as the run has (train.steps)", str(count)
+        )
     return {"rows": request.order.steps.rows_after(step.number - 1 + count) - step.first_row}
 
 
@@ -179,8 +183,8 @@ def _one_source(request: Request, arguments: Sequence[str], count: int, takes: s
 
 
 def _number(text: str, what: str) -> int:
-    if not text.isdecimal():
-        raise usage(f"the {what} is no number", "0, 1, 2 ...", text)
+    if not text.isdecimal() or len(text) > 18:  # 64 bits hold more digits of no number
+        raise usage(f"the {what} is no number, or beyond all that can be counted", "0, 1, 2 ...", text[:40])
     return int(text)
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 from fmscale.config import Config, from_yaml
 from fmscale.corpus.ledger import FILE_NAME, Entry, Ledger
+from fmscale.corpus.mix import reading_plan, require_epochs
+from fmscale.corpus.mixture import MAX_ROWS
 from fmscale.corpus.order import Order
-from fmscale.corpus.quarantine import Lost, loss_of
+from fmscale.corpus.quarantine import Lost, loss_of, require_budget
 from fmscale.corpus.sources import open_run_data
-from fmscale.corpus.steps import Step, StepPlan
-from fmscale.errors import ConfigError, DataError
+from fmscale.corpus.steps import Step, StepPlan, step_plan
+from fmscale.errors import ConfigError, DataError, FmscaleError
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.lease import Lease
@@ -33,7 +35,9 @@ class Edit:
     step: Step
     """The first step for which it holds."""
     lost: Lost | None
-    """Of a quarantine."""
+    """Of a quarantine, where the corpora say."""
+    run_steps: int
+    """train.steps of the run."""
 
     def to_json(self) -> dict[str, Any]:
         lost = {} if self.lost is None else {"lost_rows": list(self.lost.rows), "lost_tokens": self.lost.tokens}
@@ -42,7 +46,8 @@ class Edit:
     def __str__(self) -> str:
         """One line for people."""
         what = f"quarantine: {self.lost}" if self.lost is not None else f"{self.entry.kind}: {_words(self.entry)}"
-        return f"from step {self.step.number:,}  {what}"
+        beyond = f" (beyond train.steps={self.run_steps})" if self.step.number > self.run_steps else ""
+        return f"from step {self.step.number:,}  {what}{beyond}"
 
 
 def edit(
@@ -63,16 +68,29 @@ def edit(
         payload = PAYLOADS[kind](Request(config, data, step), arguments)
         ledger = data.ledger.append(kind, payload, from_row=step.first_row, rows_consumed=consumed, steps=steps)
         order = _ordered_by(ledger, data.order, step)
+        # What a start would refuse is refused now: an entry cannot be taken back.
+        require_epochs(config, reading_plan(config, data.edited(ledger)))
+        if kind == "quarantine":
+            require_budget(order, config.data)
         if not dry_run:
             ledger.save(run_dir / FILE_NAME)
     return _told(ledger.entries[-1], order, config)
 
 
-def log(run_dir: Path) -> list[Edit]:
-    """Every entry of the run's ledger, oldest first."""
+def log(run_dir: Path) -> tuple[list[Edit], str]:
+    """Every entry of the run's ledger, oldest first, and why they come without the rows that are lost, if they do.
+
+    The ledger is readable when a corpus is damaged, away, or named by a path from another directory.
+    """
     config = _config(run_dir)
-    order = open_run_data(config).order
-    return [_told(entry, order, config) for entry in order.ledger.entries]
+    ledger, steps = Ledger.load(run_dir / FILE_NAME), step_plan(config)
+    try:
+        order = open_run_data(config).order
+    except FmscaleError as error:
+        reason = " ".join(str(error).split())
+        edits = [Edit(e, steps.step_with(e.from_row), None, config.train.steps) for e in ledger.entries]
+        return edits, f"from the ledger alone, without lost rows, since the corpora do not open: {reason}"
+    return [_told(entry, order, config) for entry in ledger.entries], ""
 
 
 def _config(run_dir: Path) -> Config:
@@ -83,7 +101,7 @@ def _config(run_dir: Path) -> Config:
 
 def _told(entry: Entry, order: Order, config: Config) -> Edit:
     lost = loss_of(order, entry.payload, entry.from_row, config.train.steps) if entry.kind == "quarantine" else None
-    return Edit(entry, order.steps.step_from(entry.from_row), lost)
+    return Edit(entry, order.steps.step_from(entry.from_row), lost, config.train.steps)
 
 
 def _trained(run_dir: Path, after: str) -> Commit | None:
@@ -107,6 +125,9 @@ def _first_step(steps: StepPlan, from_step: int, trained: Commit | None) -> Step
             found=f"--from-step {from_step}, where {trained.name} has trained {first.number - 1} steps",
             do=f"use --from-step {first.number}; or name an older checkpoint with --after, and roll back to it then",
         )
+    if from_step and steps.rows_after(from_step) > MAX_ROWS:
+        most = steps.step_with(MAX_ROWS).number - 1
+        raise usage("the step is beyond all that can be counted", f"--from-step {most} or less", str(from_step))
     return steps.step(from_step) if from_step else first
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from fmscale.corpus.order import Order
 from fmscale.errors import ConfigError
 
 COLOURS = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_black")
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
+LETTERS = ascii_lowercase + ascii_uppercase + digits
 WIDTH, HEIGHT = 60, 10
 MOST_STAGES = 12
 """Stages that a table shows; the ones in the middle of more are left out, and said to be."""
@@ -37,6 +38,8 @@ def show(console: Console, plan: ReadingPlan, order: Order) -> None:
     console.print(_sources(plan, marks))
     console.print(_stages(plan, marks))
     console.print(_plot(plan, order, marks))
+    if count > len(LETTERS):
+        console.print(f"letters repeat: there are more than {len(LETTERS)} sources", highlight=False)
     lines = [f"from step {step:,}: {what} {value:,}" for what, step, value in plan.schedule]
     lines += [f"from step {step:,}: edit, {kind}" for kind, step in plan.edits[:MOST_STAGES]]
     if len(plan.edits) > MOST_STAGES:

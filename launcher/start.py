@@ -15,7 +15,8 @@ from typing import Any
 
 from fmscale.config import Config
 from fmscale.corpus.ledger import FILE_NAME, Ledger
-from fmscale.corpus.mix import reading_plan, require_epochs
+from fmscale.corpus.mix import ReadingPlan, reading_plan, require_epochs
+from fmscale.corpus.order import Order
 from fmscale.corpus.sources import open_run_data, resolve, without_added
 from fmscale.durable import replace
 from fmscale.errors import ConfigError
@@ -34,19 +35,19 @@ def check(config: Config) -> Config:
 
 def plan(config: Config) -> str:
     """The resolved plan of a run: model, data, steps, ranks."""
-    from fmscale.observe.flops import explain, flops_per_token, parameter_count
+    from fmscale.observe.flops import parameter_count
 
     config = check(config)
     changes(config)
     data = open_run_data(config)
     reading, train = reading_plan(config, data), config.train
-    per_token = flops_per_token(config.model, config.data.seq_len)
+    first, unit = data.order.steps.step(1), data.order.row_tokens
+    sequences = f" in sequences of {first.seq_len}" if first.seq_len != unit else ""
     lines = [
         f"run       {config.run_dir}, at step {max(0, last_step(config.run_dir))} of {config.train.steps}",
         f"model     {parameter_count(config.model):,} parameters, vocabulary {config.model.vocab_size:,}",
-        f"work      {reading.tokens:,} tokens x {per_token:,} FLOPs = {reading.tokens * per_token:.3g} FLOPs",
-        f"          {explain(config.model, config.data.seq_len)}",
-        f"batch     {train.global_batch} rows x {config.data.seq_len} tokens, {train.micro_batch} rows a forward",
+        *_work(config, data.order, reading),
+        f"batch     {first.rows} rows x {unit} tokens{sequences}, {train.micro_batch} rows a forward",
         *(f"          from step {step:,}: {what} {value:,}" for what, step, value in reading.schedule),
         f"ranks     {config.world_size} (dp {config.parallel.dp} x pp {config.parallel.pp}), engine {config.engine}",
     ]
@@ -58,6 +59,21 @@ def plan(config: Config) -> str:
     if len(reading.stages) > 1:
         lines.append(f"stages    {len(reading.stages)}: `fmscale data mix` shows them")
     return "\n".join(lines + [f"note      {note}" for note in require_epochs(config, reading)])
+
+
+def _work(config: Config, order: Order, reading: ReadingPlan) -> list[str]:
+    """Tokens and FLOPs of the run, and the arithmetic for each sequence length in turn."""
+    from fmscale.observe.flops import explain, flops_per_token
+
+    changes = [(step, value) for what, step, value in reading.schedule if what == "sequence length"]
+    lengths = [(1, order.steps.step(1).seq_len), *changes]
+    ends = [*(step for step, _ in changes), reading.steps + 1]
+    total, lines = 0, []
+    for (step, length), end in zip(lengths, ends, strict=True):
+        tokens = (order.steps.rows_after(end - 1) - order.steps.rows_after(step - 1)) * order.row_tokens
+        total += tokens * flops_per_token(config.model, length)
+        lines.append(f"          {tokens:,} tokens x {explain(config.model, length)}")
+    return [f"work      {reading.tokens:,} tokens, {total:.3g} FLOPs", *lines]
 
 
 def start(config: Config, roll_back: str | None = None, take_over: bool = False) -> None:
@@ -113,5 +129,7 @@ def _be_a_rank(config: Config, roll_back: str | None) -> None:
             return
         with Lease(config.run_dir).held():
             enter(config)
+            for note in require_epochs(config, reading_plan(config, open_run_data(config))):
+                print(note)
             run_rank(config, place, LocalLoader)
             write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})

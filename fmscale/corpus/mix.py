@@ -114,8 +114,8 @@ def require_epochs(config: Config, plan: ReadingPlan) -> list[str]:
                 expected=f"at most {allowed:,} tokens, {source.max_epochs:g} epochs of {source.epoch_tokens:,}",
                 found=f"{source.tokens:,} tokens ({source.epochs:.2f} epochs) in {plan.steps:,} steps, "
                 f"{source.tokens_beyond:,} too many",
-                do=f"lower its weight or train.steps, or set data.sources.{source.name}.max_epochs or "
-                "beyond_max_epochs=repeat (`fmscale data mix` shows the plan)",
+                do="lower train.steps or its weight (of an existing run: `fmscale order edit RUN weights|stages`), or "
+                f"set data.sources.{source.name}.max_epochs or beyond_max_epochs=repeat (`fmscale data mix` shows all)",
             )
         notes.append(
             f"source {source.name} is read {source.epochs:.2f} times: {source.tokens_beyond:,} tokens beyond its "

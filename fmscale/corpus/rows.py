@@ -121,9 +121,8 @@ def read_rows(corpora: Sequence[Readable], places: Places, seq_len: int, documen
     out = np.empty((count, seq_len + 1), token_dtype(corpora[0].vocab_size))
     starts = np.zeros((count, seq_len + 1), np.bool_) if documents else None
     lengths = np.empty(count, np.int32) if any(isinstance(corpus, Packed) for corpus in corpora) else None
-    held: dict[
-        tuple[int, int], Tokens
-    ] = {}  # asking for a chunk asks the kernel for its file's size: once a call, then
+    # Asking for a chunk asks the kernel for its file's size: once a call, then.
+    held: dict[tuple[int, int], Tokens] = {}
     begun, verified, decode_s = time.perf_counter(), _verifying(corpora), 0.0
     for i, (source, chunk, start) in enumerate(_each(places)):
         corpus = corpora[source]

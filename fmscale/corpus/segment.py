@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fmscale.corpus.ledger import Entry
-from fmscale.corpus.mixture import Mixture, Stage, quantise
+from fmscale.corpus.mixture import MAX_ROWS, Mixture, Stage, quantise
 from fmscale.corpus.sequence import I64, Sequence, SourceSpec
 from fmscale.corpus.steps import StepPlan
 from fmscale.errors import DataError
@@ -68,6 +68,10 @@ class Segment:
     def edited(self, entry: Entry, steps: StepPlan) -> Segment:
         """The segment that `entry` opens. Raises DataError if the entry does not fit the run, ConfigError for a weight
         that is too small."""
+        payload = entry.payload
+        last = max([entry.from_row + payload.get("rows", 0), *(s["from_row"] for s in payload.get("stages", ()))])
+        if last > MAX_ROWS:  # behind it integers overflow, and nothing says so
+            raise foreign(entry, f"rows up to {MAX_ROWS:,}", f"row {last:,}")
         at = replace(self, start=entry.from_row)
         edit = {
             "weights": at._with_weights,
@@ -77,7 +81,7 @@ class Segment:
             "quarantine": at._with_quarantine,
             "skip": at._with_skip,
         }[entry.kind]
-        return edit(entry, entry.payload, steps)
+        return edit(entry, payload, steps)
 
     def _with_weights(self, entry: Entry, payload: dict[str, Any], steps: StepPlan) -> Segment:
         return self._mixed_by((Stage(0, self._quantised(entry, payload["weights"])),))

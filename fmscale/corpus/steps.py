@@ -87,12 +87,15 @@ class StepPlan:
         return row if step.first_row == row else step.first_row + step.rows
 
     def describe(self) -> list[tuple[str, int, int]]:
-        """(what, step from which it holds, value) of each entry after the first, for people."""
-        changes = [("global batch", s.before + 1, s.rows) for s in self._stretches[1:]]
-        changes += [
-            ("sequence length", self.step_with(self.edge(row)).number, value) for row, value in self.lengths[1:]
+        """(what, first step, value) of each change after step 1, for people: an entry that another overtakes within
+        one step, or that leaves the value as it is, is none."""
+        begun = {stretch.before + 1 for stretch in self._stretches[1:]}
+        begun |= {self.step_with(self.edge(row)).number for row, _ in self.lengths[1:]}
+        steps = [(self.step(number - 1), self.step(number)) for number in sorted(begun)]
+        batches = [("global batch", new.number, new.rows) for old, new in steps if new.rows != old.rows]
+        return batches + [
+            ("sequence length", new.number, new.seq_len) for old, new in steps if new.seq_len != old.seq_len
         ]
-        return changes
 
     @cached_property
     def _stretches(self) -> tuple[_Stretch, ...]:

@@ -99,6 +99,7 @@ def rows_of_steps(first: int, last: int) -> list[int]:
 
 
 def stages_file(root: Path, *lines: str) -> str:
+    root.mkdir(exist_ok=True)
     (root / "stages.yaml").write_text("stages:\n" + "".join(f"  - {line}\n" for line in lines))
     return str(root / "stages.yaml")
 
@@ -279,6 +280,12 @@ MISTAKES: list[tuple[list[str], int, list[str]]] = [
     (["skip"], 2, ["`skip` takes a number of steps", "found: nothing"]),
     (["skip", "0"], 2, ["`skip` takes a number of steps, 1 or more", "found: 0"]),
     (["skip", "some"], 2, ["the number of steps is no number"]),
+    (["skip", "9"], 2, ["`skip` takes fewer steps than that", "1 to 8, as many as the run has", "found: 9"]),
+    (["skip", "1" + "0" * 17], 2, ["`skip` takes fewer steps than that"]),
+    (["skip", "1" + "0" * 19], 2, ["no number, or beyond all that can be counted"]),
+    (["skip", "1", "--from-step", str(10**19)], 2, ["beyond all that can be counted", "--from-step 8796093022208 or"]),
+    (["skip", "8", "--from-step", str(2**43)], 3, ["(skip) does not fit this run", "rows up to 70,368,744,177,664"]),
+    (["stages", "FAR"], 3, ["(stages) does not fit this run", "rows up to 70,368,744,177,664"]),
     (["skip", "1", "--from-step", "3"], 2, ["step 3 was trained already", "use --from-step 9;", "has trained 8 steps"]),
     (["skip", "1", "--after", "step-9"], 2, ["no such checkpoint", "found: step-9"]),
 ]  # fmt: skip
@@ -289,7 +296,8 @@ def test_a_mistake_is_one_clear_message_and_changes_nothing(
     trained: Path, tmp_path: Path, arguments: Sequence[str], code: int, words: list[str]
 ) -> None:
     files = {
-        "LATE": stages_file(tmp_path, "{from_tokens: 9e3, weights: {web: 1}}"),
+        "LATE": stages_file(tmp_path / "late", "{from_tokens: 9e3, weights: {web: 1}}"),
+        "FAR": stages_file(tmp_path, "{weights: {web: 1}}", "{from_tokens: 1e16, weights: {books: 1}}"),
         "FOREIGN_CORPUS": str(trained / "foreign"),
         "CODE": str(trained / "code"),
     }
@@ -325,6 +333,37 @@ def test_an_edit_that_later_ones_do_not_allow_says_where_it_may_begin(root: Path
     succeeds("order", "edit", run, "quarantine", "web", "1", "--from-step", "11")
     code, _, err = fmscale("order", "edit", run, "quarantine", "web", "1", "--from-step", "13")
     assert "quarantined already" in err
+
+
+def test_a_quarantine_beyond_the_budget_is_not_written(root: Path) -> None:
+    run, ledger = str(root / "run"), root / "run" / FILE_NAME
+    succeeds("order", "edit", run, "quarantine", "web", "1")
+    before = ledger.read_bytes()
+    for more in ([], ["--dry-run"]):
+        code, _, err = fmscale("order", "edit", run, "quarantine", "web", "2", *more)
+        assert code == 3
+        assert "more chunks of source `web` are damaged than the run may replace" in err
+        assert ledger.read_bytes() == before
+    succeeds("train", "--dry-run", *settings(root, "train.steps=12"))
+
+
+def test_the_log_is_shown_where_a_corpus_does_not_open(root: Path) -> None:
+    run = str(root / "run")
+    succeeds("order", "edit", run, "quarantine", "web", "1")
+    out = succeeds("order", "edit", run, "weights", "web=1", "--from-step", "10")
+    assert out == "entry 1  from step 10  weights: books=0% web=100% (beyond train.steps=8)\n"
+    whole = json.loads(succeeds("order", "log", run, "--json"))
+    (root / "web").rename(root / "away")
+    code, log, err = fmscale("order", "log", run)
+    assert code == 0
+    assert log.splitlines()[0].startswith("entry 0  from step 9  quarantine: source web, chunk 1, substitute ")
+    assert log.splitlines()[1] == out.strip()
+    assert err.startswith("note: from the ledger alone, without lost rows, since the corpora do not open: ")
+    assert str(root / "web") in err
+    for entry in whole:
+        for lost in ("lost_rows", "lost_tokens"):
+            entry.pop(lost, None)
+    assert json.loads(fmscale("order", "log", run, "--json")[1]) == whole
 
 
 def test_order_alone_and_its_help(trained: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -24,6 +26,7 @@ from fmscale.corpus.sources import RunData, open_run_data
 from fmscale.corpus.stages import stages_of
 from fmscale.corpus.steps import StepPlan
 from fmscale.errors import ConfigError
+from fmscale.observe.flops import flops_per_token
 from launcher.mix import save_plot, show, tokens
 from launcher.snapshot import enter
 from launcher.start import check
@@ -174,8 +177,8 @@ def test_a_source_that_would_be_read_too_often(root: Path) -> None:
             "error: source `books` would be read more often than its max_epochs",
             "  expected: at most 18,816 tokens, 1.5 epochs of 12,544",
             "  found: 31,744 tokens (2.53 epochs) in 200 steps, 12,928 too many",
-            "  do: lower its weight or train.steps, or set data.sources.books.max_epochs or "
-            "beyond_max_epochs=repeat (`fmscale data mix` shows the plan)",
+            "  do: lower train.steps or its weight (of an existing run: `fmscale order edit RUN weights|stages`), or "
+            "set data.sources.books.max_epochs or beyond_max_epochs=repeat (`fmscale data mix` shows all)",
         ]
     assert "at most   tokens beyond" in refused[0][1], "the plan is shown all the same"
     assert "1.5          12,928" in refused[0][1]
@@ -187,6 +190,45 @@ def test_a_source_that_would_be_read_too_often(root: Path) -> None:
     assert f"note      {note}" in succeeds("train", "--dry-run", *arguments(root, *repeat))
     shorter = config_of(root, limit, "train.steps=100")
     assert require_epochs(shorter, reading_plan(shorter, open_run_data(shorter))) == []
+
+
+def test_max_epochs_holds_for_a_rank_of_the_users_own_torchrun(root: Path, tmp_path: Path) -> None:
+    limit = [f"run.root={tmp_path}", "data.sources.books.max_epochs=1.5"]
+    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    command = [sys.executable, "-m", "launcher.cli", "train", *arguments(root, *limit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **rank})
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "source `books` would be read more often than its max_epochs" in done.stderr
+    assert not (tmp_path / "mixed" / "metrics.jsonl").exists()
+
+
+def test_an_edit_that_max_epochs_forbids_is_not_written(root: Path, tmp_path: Path) -> None:
+    settings = [f"run.root={tmp_path}", "data.sources.books.max_epochs=3"]
+    enter(config := config_of(root, *settings))
+    run, ledger = str(config.run_dir), config.run_dir / FILE_NAME
+    before = ledger.read_bytes()
+    for more in ([], ["--dry-run"]):
+        code, _, err = fmscale("order", "edit", run, "weights", "books=1", *more)
+        assert code == 2
+        assert "source `books` would be read more often than its max_epochs" in err
+        assert "`fmscale order edit RUN weights|stages`" in err
+        assert ledger.read_bytes() == before
+    succeeds("order", "edit", run, "weights", "web=1")
+    succeeds("train", "--dry-run", *arguments(root, *settings))
+
+
+def test_a_dry_run_begins_with_the_first_batch_and_counts_each_length(root: Path) -> None:
+    schedules = ["data.seq_len_schedule=[{seq_len: 16}, {from_tokens: 4096, seq_len: 64}]"]
+    schedules += ["train.batch_ramp=[{global_batch: 4}, {from_tokens: 1e4, global_batch: 12}]", "train.steps=60"]
+    config = config_of(root, *schedules)
+    out = succeeds("train", "--dry-run", *arguments(root, *schedules))
+    assert "batch     4 rows x 64 tokens in sequences of 16, 2 rows a forward" in out
+    assert "from step 17: sequence length 64" in out
+    assert "sequence length 16" not in out
+    rows = open_run_data(config).order.steps.rows_after(60)
+    short, long = 4096 * flops_per_token(config.model, 16), (rows * 64 - 4096) * flops_per_token(config.model, 64)
+    assert f"work      {rows * 64:,} tokens, {short + long:.3g} FLOPs" in out
+    assert "4,096 tokens x 6 N + 12 L W T" in out
 
 
 def test_the_plot_as_a_picture(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +278,16 @@ def far(sources: int, **changes: Any) -> tuple[Config, RunData]:
         ledger=Ledger(),
     )
     return config, RunData(train={}, heldout={}, order=order)
+
+
+def test_letters_name_more_sources_than_there_are_small_ones() -> None:
+    for sources in (62, 63):
+        config, data = far(sources)
+        out = StringIO()
+        show(Console(file=out, width=120), reading_plan(config, data), data.order)
+        marks = [line.split(" source-")[0][-1] for line in out.getvalue().splitlines() if " source-" in line][:sources]
+        assert len(set(marks)) == 62
+        assert ("letters repeat: there are more than 62 sources" in out.getvalue()) == (sources == 63)
 
 
 @pytest.mark.parametrize("sources", [3, 8, 12])

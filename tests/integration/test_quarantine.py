@@ -110,7 +110,7 @@ def assert_losses_are_told_exactly(config: Config) -> None:
     assert [(event["chunk"], event["substitute"], event["from_row"]) for event in told] == [
         (entry.payload["chunk"], entry.payload["substitute"], entry.from_row) for entry in entries
     ]
-    for event, logged in zip(told, log(config.run_dir), strict=True):
+    for event, logged in zip(told, log(config.run_dir)[0], strict=True):
         expected = rows[(at.chunk == event["chunk"]) & (rows >= event["from_row"])].tolist()
         assert event["rows"] == expected == logged.to_json()["lost_rows"]
         assert event["tokens"] == len(expected) * config.data.seq_len == logged.to_json()["lost_tokens"]

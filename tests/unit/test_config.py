@@ -207,6 +207,8 @@ def test_what_a_resume_may_change_of_the_order(corpus: Path, tmp_path: Path, cha
     with pytest.raises(ConfigError) as caught:
         check_resume(old, new)
     assert told in str(caught.value)
+    of_the_mix = change.startswith(("data.stages", "data.sources"))
+    assert ("`fmscale order edit RUN weights|stages|source` for the mix" in str(caught.value)) == of_the_mix
     assert len(str(caught.value).splitlines()) <= 6
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,14 @@ def test_steps_are_those_that_counting_finds(plan: StepPlan) -> None:
         for row in range(step.first_row, step.first_row + step.rows):
             assert plan.step_with(row) == step
             assert plan.edge(row) == (row if row == step.first_row else step.first_row + step.rows)
+
+
+@given(plans)
+def test_the_changes_that_are_told_are_those_that_counting_finds(plan: StepPlan) -> None:
+    pairs = list(pairwise(counted(plan, 500)))  # entries are of rows up to 120
+    batches = [("global batch", new.number, new.rows) for old, new in pairs if new.rows != old.rows]
+    lengths = [("sequence length", new.number, new.seq_len) for old, new in pairs if new.seq_len != old.seq_len]
+    assert plan.describe() == batches + lengths
 
 
 def test_a_row_inside_a_step_begins_none() -> None:

@@ -2,8 +2,8 @@
 
 A reader is asked for places (split, source, chunk, offset) and answers with tokens. It knows nothing of rows, ranks or
 steps: so it can die at any moment, any reader gives the same answer to the same question, and Ray starts it again. The
-loader keeps requests ahead of the trainer. Ray moves an object of 4 MB ten times as fast a byte and more as one of 32 KB,
-so small batches are asked for several at a time, and very large ones in parts.
+loader keeps requests ahead of the trainer. Ray moves an object of 4 MB more than ten times as fast a byte as one of
+32 KB, so small batches are asked for several at a time, and very large ones in parts.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ help:
 	@sed -n '1s/^# //p' Makefile
 	@echo "make install     the virtual environment in $(VENV), from constraints.txt"
 	@echo "make demo        raw text of this machine -> tokenizer -> shards -> training -> summary (FRESH=1: start over)"
-	@echo "make test        lint, types, import layers, tests (about 6 minutes on 2 cores)"
+	@echo "make test        lint, types, import layers, tests (about 10 minutes on 2 cores)"
 	@echo "make test-full   the slow ones too"
-	@echo "make bench-loader        order, seeks, our loaders beside seven others (20 minutes; other libraries in $(PEERS))"
+	@echo "make bench-loader        order, checking, our loaders beside seven others (10 to 20 minutes; the others in $(PEERS))"
 	@echo "make bench-seek          from nothing to a batch anywhere in 10^10 rows, corpora of that size (3 minutes; 2 GB of disk)"
 	@echo "make bench-reader-kills  readers killed while a rank reads (14 minutes)"
 	@echo "make bench-shuffle       training with window shuffle and with full shuffle (40 minutes)"
@@ -59,7 +59,7 @@ $(PEERS_STAMP): benchmarks/peers/requirements.txt
 
 bench-loader: $(STAMP) $(PEERS_STAMP)
 	$(BIN)/python -m benchmarks.order
-	$(BIN)/python -m benchmarks.seek
+	$(BIN)/python -m benchmarks.verify_cost
 	$(BIN)/python -m benchmarks.loader --peers $(PEERS)/bin/python
 
 bench-seek: $(STAMP)

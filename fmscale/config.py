@@ -111,8 +111,9 @@ class DataConfig:
     """What a run does about a chunk that is not as it was written: stop, or read another one in its place."""
     bad_chunk_budget: float = 0.001
     """Share of a source's chunks, one at least, that may be quarantined before the run stops."""
-    window_chunks: int = 64
-    """Chunks among which rows are shuffled; one chunk of 2^20 tokens takes 2 MB of page cache."""
+    window_chunks: int = 256
+    """Chunks among which rows are shuffled. One chunk of 2^20 tokens takes 2 MB of page cache; a window that holds few
+    documents costs loss (docs/order.md)."""
     readers_per_node: int = 1
     prefetch_batches: int = 4
     """Global batches that a rank keeps requested ahead of the step it is in."""

@@ -3,11 +3,12 @@
 The demo's model and steps, one rank and one thread a run, two runs at a time, on as much of the demo's text as these
 steps read once: so all runs of a seed train the same rows, and differ in their order alone. (Of a corpus that is not
 read to its end a window shuffle sees fewer documents, each whole; a full one sees parts of all.) A scale model of a
-large run: chunks are so small (4,096 tokens) that the default window of 64 of them is a small part of the corpus. For
-each seed (initial weights and order): rows shuffled over the whole corpus (full), in windows of 64 chunks (window), and
-of 256 (wide). It is a hard test: a document of this text is about 14 rows long and a chunk one document, so a window
-holds some 70 documents, where one of a large run holds 10^5. Compared is the loss on all held-out text after the last
-step, seed by seed. A run that was cut off goes on, a finished one counts.
+large run: chunks are so small (4,096 tokens) that the default window of 256 of them is a third of the corpus. For each
+seed (initial weights and order): rows shuffled over the whole corpus (full), in windows of 256 chunks (window), and for
+as many seeds as `--narrow-seeds` says of 64 (narrow). It is a hard test: a document of this text is about 14 rows long
+and a chunk one document, so a window holds some 280 documents, a narrow one 70, where one of a large run holds 10^5.
+Compared is the loss on all held-out text after the last step, seed by seed. A run that was cut off goes on, a finished
+one counts.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=0, help="0: one epoch, about 700")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--window", type=int, default=DataConfig().window_chunks, help="chunks")
-    parser.add_argument("--wide", type=int, default=256, help="chunks")
+    parser.add_argument("--narrow", type=int, default=64, help="chunks")
+    parser.add_argument("--narrow-seeds", type=int, default=5)
     parser.add_argument("--at-once", type=int, default=2)
     options = parser.parse_args()
     print(machine_line())
@@ -95,13 +97,14 @@ def main() -> None:
         make_demo_corpus(paths, stages, MEGABYTES, chunk_tokens=4096, heldout_chunk_tokens=4096)
     split = Manifest.load(paths.corpus).split("train")
     steps = options.steps or split.tokens // STEP_TOKENS
-    windows = {"full": split.chunks, "window": options.window, "wide": options.wide}
+    windows = {"full": split.chunks, "window": options.window, "narrow": options.narrow}
     epochs = steps * STEP_TOKENS / split.tokens
     print(f"\n{split.chunks} chunks of {split.chunk_tokens:,} tokens, windows of {windows} chunks")
     print(f"{steps} steps of {STEP_TOKENS:,} tokens are {epochs:.2f} epochs", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     seeds = range(options.seeds)
-    jobs = [(name, seed) for seed in seeds for name in ("window", "full")] + [("wide", seed) for seed in seeds]
+    jobs = [(name, seed) for seed in seeds for name in ("window", "full")]
+    jobs += [("narrow", seed) for seed in range(options.narrow_seeds)]
 
     def held_out(job: tuple[str, int]) -> float:
         name, seed = job
@@ -111,9 +114,9 @@ def main() -> None:
         losses = pool.map(held_out, jobs)
         found = dict(zip(jobs, losses, strict=True))
     print()
-    full = [found["full", seed] for seed in seeds]
-    for name in ("window", "wide"):
-        compare(name, [found[name, seed] for seed in seeds], full)
+    for name, count in (("window", options.seeds), ("narrow", options.narrow_seeds)):
+        if count > 1:
+            compare(name, [found[name, s] for s in range(count)], [found["full", s] for s in range(count)])
 
 
 if __name__ == "__main__":

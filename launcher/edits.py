@@ -70,7 +70,7 @@ def edit(
         order = _ordered_by(ledger, data.order, step)
         # What a start would refuse is refused now: an entry cannot be taken back.
         require_epochs(config, reading_plan(config, data.edited(ledger)))
-        if kind == "quarantine":
+        if kind == "quarantine" and config.data.bad_chunks == "quarantine":  # the budget of what a run does by itself
             require_budget(order, config.data)
         if not dry_run:
             ledger.save(run_dir / FILE_NAME)

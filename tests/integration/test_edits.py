@@ -336,8 +336,11 @@ def test_an_edit_that_later_ones_do_not_allow_says_where_it_may_begin(root: Path
 
 
 def test_a_quarantine_beyond_the_budget_is_not_written(root: Path) -> None:
-    run, ledger = str(root / "run"), root / "run" / FILE_NAME
+    """Of a run that replaces chunks by itself; by hand, with bad_chunks=fail, as many as one likes."""
+    run, ledger, config = str(root / "run"), root / "run" / FILE_NAME, root / "run" / "config.yaml"
     succeeds("order", "edit", run, "quarantine", "web", "1")
+    succeeds("order", "edit", run, "quarantine", "web", "2", "--dry-run")
+    config.write_text(config.read_text().replace("bad_chunks: fail", "bad_chunks: quarantine"))
     before = ledger.read_bytes()
     for more in ([], ["--dry-run"]):
         code, _, err = fmscale("order", "edit", run, "quarantine", "web", "2", *more)

@@ -36,7 +36,7 @@ PART_BYTES = 8 << 20
 """A request for more than this is cut into parts, which different readers answer at once."""
 REQUEST_BATCHES = 64
 """Most batches of a request: bounds what a first step waits for."""
-ASK_ANOTHER_AFTER_S = 2.0
+ASK_ANOTHER_AFTER_S = 0.5
 """A reader that has not answered by then may be dead or starting again; another one is asked as well."""
 
 Register = Callable[[Path, str, int], None]

@@ -15,7 +15,7 @@ help:
 	@sed -n '1s/^# //p' Makefile
 	@echo "make install     the virtual environment in $(VENV), from constraints.txt"
 	@echo "make demo        raw text of this machine -> tokenizer -> shards -> training -> summary (FRESH=1: start over)"
-	@echo "make test        lint, types, import layers, tests (about 10 minutes on 2 cores)"
+	@echo "make test        lint, types, import layers, tests (about 12 minutes on 2 cores)"
 	@echo "make test-full   the slow ones too"
 	@echo "make bench-loader        order, checking, our loaders beside seven others (10 to 20 minutes; the others in $(PEERS))"
 	@echo "make bench-seek          from nothing to a batch anywhere in 10^10 rows, corpora of that size (3 minutes; 2 GB of disk)"

@@ -143,8 +143,10 @@ class Generation:
         mapping = self._map(chunk)
         tokens = mapping.tokens.get(chunk)
         if tokens is None:
-            data = self._index.chunk(chunk).tokens_data
-            tokens = mapping.tokens[chunk] = self._read(chunk, mapping, "tokens", data, self._dtype, self._count)
+            record = self._index.chunk(chunk)
+            region = (record.tokens_start, record.end, record.tokens_hash)
+            tokens = self._read(chunk, mapping, "tokens", region, record.tokens_data, self._dtype, self._count)
+            mapping.tokens[chunk] = tokens
         return tokens
 
     def docs(self, chunk: int) -> npt.NDArray[np.void]:
@@ -152,12 +154,20 @@ class Generation:
         docs = mapping.docs.get(chunk)
         if docs is None:
             record = self._index.chunk(chunk)
-            docs = self._read(chunk, mapping, "docs", record.docs_data, DOC_DTYPE, record.documents)
+            region = (record.start, record.tokens_start, record.docs_hash)
+            docs = self._read(chunk, mapping, "docs", region, record.docs_data, DOC_DTYPE, record.documents)
             mapping.docs[chunk] = docs
         return docs
 
     def _read(
-        self, chunk: int, mapping: _Mapping, member: Member, data: int, dtype: np.dtype[Any], count: int
+        self,
+        chunk: int,
+        mapping: _Mapping,
+        member: Member,
+        region: tuple[int, int, bytes],
+        data: int,
+        dtype: np.dtype[Any],
+        count: int,
     ) -> npt.NDArray[Any]:
         """The member's array, which begins at byte `data`; hashed now if it has not been yet.
 
@@ -166,19 +176,23 @@ class Generation:
         verified, place = mapping.known.verified[member], chunk - mapping.shard.first
         if not verified[place]:
             started = time.perf_counter()
-            begin, end, expected = self.region(chunk, member)
-            what = f"its {member}, bytes {begin} to {end} of {self.directory / mapping.shard.file}"
+            begin, end, expected = region
             if not begin <= data <= data + count * dtype.itemsize <= end <= len(mapping.view):
                 at = f"bytes {data} to {data + count * dtype.itemsize}"
-                raise self._damaged(chunk, f"{what}, do not hold what its index record says", "its array inside", at)
+                what = f"{self._where(chunk, member, region)}, do not hold what its index record says"
+                raise self._damaged(chunk, what, "its array inside", at)
             self._populate(chunk, mapping.view, begin, end)
             with memoryview(mapping.view) as whole:
-                found = region_hash(whole[begin:end]).hex()
+                found = region_hash(whole[begin:end])
             self.verify_s += time.perf_counter() - started
             if found != expected:
-                raise self._damaged(chunk, what, f"xxh3_128 {expected}", found)
+                what = self._where(chunk, member, region)
+                raise self._damaged(chunk, what, f"xxh3_128 {expected.hex()}", found.hex())
             verified[place] = 1
         return np.frombuffer(mapping.view, dtype, count, data)
+
+    def _where(self, chunk: int, member: Member, region: tuple[int, int, bytes]) -> str:
+        return f"its {member}, bytes {region[0]} to {region[1]} of {self.path(chunk)}"
 
     def _map(self, chunk: int, until: Literal["tokens_start", "end"] = "end") -> _Mapping:
         """The mapping of the chunk's shard, which has all bytes up to that place of the chunk."""

@@ -5,8 +5,10 @@ steps read once: so all runs of a seed train the same rows, and differ in their 
 read to its end a window shuffle sees fewer documents, each whole; a full one sees parts of all.) A scale model of a
 large run: chunks are so small (4,096 tokens) that the default window of 256 of them is a third of the corpus. For each
 seed (initial weights and order): rows shuffled over the whole corpus (full), in windows of 256 chunks (window), and for
-as many seeds as `--narrow-seeds` says of 64 (narrow). It is a hard test: a document of this text is about 14 rows long
-and a chunk one document, so a window holds some 280 documents, a narrow one 70, where one of a large run holds 10^5.
+as many seeds as `--narrow-seeds` says of 64 (narrow). Rows are 2,048 tokens, 2 a step, so that a row holds about a
+document, as rows of a large run do (a document of this text has some 3,400 tokens, one of a web crawl 1,000).
+`--seq-len 256`, the demo's own, is the hard test: documents of 14 rows in chunks of one document, so that a window holds
+some 280 documents where one of a large run holds 10^5, and each of them 14 times.
 Compared is the loss on all held-out text after the last step, seed by seed. A run that was cut off goes on, a finished
 one counts.
 """
@@ -38,9 +40,12 @@ T_95 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8:
 """Student's t, two-sided 95 %, by degrees of freedom."""
 
 
-def train(out: Path, corpus: Path, name: str, window: int, seed: int, steps: int) -> float:
+def train(out: Path, corpus: Path, name: str, window: int, seed: int, steps: int, seq_len: int) -> float:
     """Held-out loss after the last step."""
     settings = {
+        "data.seq_len": seq_len,
+        "train.global_batch": STEP_TOKENS // seq_len,
+        "train.micro_batch": min(8, STEP_TOKENS // seq_len),
         "run.root": out,
         "run.name": f"{name}-{seed}",
         "data.sources.python.corpus": corpus,
@@ -88,6 +93,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=DataConfig().window_chunks, help="chunks")
     parser.add_argument("--narrow", type=int, default=64, help="chunks")
     parser.add_argument("--narrow-seeds", type=int, default=5)
+    parser.add_argument("--seq-len", type=int, default=2048, help="256: the demo's, a fourteenth of a document")
     parser.add_argument("--at-once", type=int, default=2)
     options = parser.parse_args()
     print(machine_line())
@@ -108,7 +114,7 @@ def main() -> None:
 
     def held_out(job: tuple[str, int]) -> float:
         name, seed = job
-        return train(options.out, paths.corpus, name, windows[name], seed, steps)
+        return train(options.out, paths.corpus, name, windows[name], seed, steps, options.seq_len)
 
     with ThreadPoolExecutor(options.at_once) as pool:
         losses = pool.map(held_out, jobs)

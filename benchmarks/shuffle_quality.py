@@ -7,7 +7,7 @@ large run: chunks are so small (4,096 tokens) that the default window of 256 of 
 seed (initial weights and order): rows shuffled over the whole corpus (full), in windows of 256 chunks (window), and for
 as many seeds as `--narrow-seeds` says of 64 (narrow). Rows are 2,048 tokens, 2 a step, so that a row holds about a
 document, as rows of a large run do (a document of this text has some 3,400 tokens, one of a web crawl 1,000).
-`--seq-len 256`, the demo's own, is the hard test: documents of 14 rows in chunks of one document, so that a window holds
+`--seq-len 256`, the demo's own, is the hard test: documents of 14 rows, one a chunk, so that a window holds
 some 280 documents where one of a large run holds 10^5, and each of them 14 times.
 Compared is the loss on all held-out text after the last step, seed by seed. A run that was cut off goes on, a finished
 one counts.

@@ -1,9 +1,11 @@
 """What checking costs a reader: `python -m benchmarks.verify_cost` from the root of the project.
 
-Reads an epoch of a corpus of random tokens through RowReader, on one core and from the page cache: as it is, and with
-every chunk taken for verified beforehand, so that nothing is hashed. Apart from the difference stands what it costs to
-ask for the size of a shard's file every LOOK_AGAIN_S, and for the time at each use of a chunk, once a batch. Prints one
-line per figure, the fastest of alternating repetitions, with the machine in the first line.
+First what a run has: a reader actor, asked for an epoch in requests of 4 MB. Its processor time, and how much of that
+went to checking chunks at their first use. Then the bare RowReader on one core, in processor time: as it is, and with
+every chunk taken for verified beforehand, so that nothing is hashed; the fastest of alternating repetitions. Apart from
+the difference stands what it costs to ask for the size of a shard's file every LOOK_AGAIN_S, and for the time at each
+use of a chunk, once a batch. The page cache is warm, and as reading leaves it: filled by read-ahead (a file just
+written lies in single pages, which take longer to map).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
-import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,16 +22,22 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 
+from benchmarks.machine import machine_line
 from fmscale.config import Config
 from fmscale.corpus.generation import LOOK_AGAIN_S
 from fmscale.corpus.index import region_hash
 from fmscale.corpus.loader import RowReader
+from fmscale.corpus.rows import Places
 from fmscale.corpus.sources import open_run_data
+from fmscale.observe import pids
+from launcher.ray_cluster import cluster, private_environment
 from tests.corpora import make_corpus, run_config
 
 CHUNKS, CHUNK_TOKENS, ROWS, SEQ_LEN = 64, 1 << 20, 256, 2048
 REPEAT = 25
+READERS = 9
 
 
 def batches_of_an_epoch() -> list[npt.NDArray[np.int64]]:
@@ -52,6 +60,38 @@ def epoch_seconds(config: Config, hashing: bool) -> float:
     return time.process_time() - started
 
 
+def read_ahead(root: Path) -> None:
+    """Have the page cache as reading leaves it."""
+    for shard in root.glob("*/*.tar"):
+        with shard.open("rb", buffering=0) as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while file.read(1 << 20):
+                pass
+
+
+def reader_seconds(config: Config) -> tuple[float, float]:
+    """(processor time, part of it that checking took) of a new reader actor in its first epoch."""
+    import ray
+
+    from fmscale.corpus.readers import REQUEST_BYTES, start_readers
+
+    order = open_run_data(config).order
+    (reader,) = start_readers(config, config.run_dir, register=pids.register)
+    ask = REQUEST_BYTES // (2 * (SEQ_LEN + 1))
+    total = CHUNKS * CHUNK_TOKENS // SEQ_LEN
+    nothing = Places(np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    ray.get(reader.read.remote("train", nothing))  # it opens the corpora
+    process = psutil.Process(next(e["pid"] for e in pids.read(config.run_dir) if e["role"] == "reader"))
+    before, verified = sum(process.cpu_times()[:2]), 0.0
+    for first in range(0, total, ask):
+        at = order.locate(np.arange(first, min(first + ask, total)))
+        verified += ray.get(reader.read.remote("train", Places(at.source, at.chunk, at.start))).spent.verify_s
+    spent = sum(process.cpu_times()[:2]) - before
+    ray.kill(reader)
+    return spent, verified
+
+
 def seconds(work: Callable[[], Any], calls: int) -> float:
     """Of one call: the mean over `calls`, the fastest of 20 such means."""
     means = []
@@ -68,14 +108,15 @@ def show(name: str, value: str) -> None:
 
 
 def main() -> None:
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    machine = f"{platform.processor() or platform.machine()}, one core of {os.cpu_count()}"
-    print(f"{machine}, load {load}, numpy {np.__version__}")
-    with tempfile.TemporaryDirectory() as folder:
+    print(f"{machine_line()}; numpy {np.__version__}", flush=True)
+    with private_environment(), tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         make_corpus(root / "web", chunks=CHUNKS, heldout=1, chunk_tokens=CHUNK_TOKENS)
         config = run_config(root, {"web": 1.0}, seq_len=SEQ_LEN, global_batch=ROWS, micro_batch=ROWS, window_chunks=64)
+        read_ahead(root)
+        with cluster(min_cpus=1):
+            readers = [reader_seconds(config) for _ in range(READERS)]
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         times: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(REPEAT):
             for hashing in times:
@@ -85,6 +126,10 @@ def main() -> None:
         with (root / "web" / "train-00000.tar").open("rb") as file:
             view = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     tokens = CHUNKS * CHUNK_TOKENS
+    rates, shares = [tokens / spent / 1e6 for spent, _ in readers], [verified / spent for spent, verified in readers]
+    show("reader actor, first epoch", f"{statistics.median(rates):.1f} M tokens/CPU s")
+    show(f"checking, share of the reader's time (median of {READERS})", f"{statistics.median(shares):.2%}")
+    show("  of each", " ".join(f"{share:.2%}" for share in sorted(shares)))
     checked, trusting = min(times[True]), min(times[False])
     looks = math.ceil(checked / LOOK_AGAIN_S)  # all chunks stand in one shard
     looking = looks * seconds(view.size, 1000) + asks * seconds(time.monotonic, 1000)

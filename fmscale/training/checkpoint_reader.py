@@ -39,6 +39,11 @@ class CheckpointReader:
             ranges.sort()
         self._maps: dict[int, dict[str, np.memmap]] = {}
 
+    @property
+    def bytes(self) -> int:
+        """Of all tensors."""
+        return sum(4 * f.numel for record in self._records for f in record.fragments)
+
     def verify_share(self, rank: int, world: int) -> None:
         """Read the files that fall to `rank` of `world` readers; together they read each byte once.
 
@@ -47,6 +52,10 @@ class CheckpointReader:
         check_names(self.directory, self.commit.world, marker=True)
         for record in self._records[rank::world]:
             check_file(self.directory, record.data)
+
+    def whole(self, param: str, kind: str) -> torch.Tensor:
+        """All of a flattened parameter or moment."""
+        return self.read(param, kind, 0, int(np.prod(self.params[param], dtype=np.int64)))
 
     def read(self, param: str, kind: str, start: int, numel: int) -> torch.Tensor:
         """Elements [start, start + numel) of the flattened parameter or moment: 1-D fp32, a copy.

@@ -24,6 +24,7 @@ class FmscaleError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", do: str = "") -> None:
+        self.expected, self.found = expected, found
         parts = [what]
         parts += [
             f"  {label}: {text}" for label, text in (("expected", expected), ("found", found), ("do", do)) if text

@@ -38,7 +38,7 @@ def check_resume(old: Config, new: Config) -> None:
     bad = [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not _may_change(key)
+        if before.get(key) != after.get(key) and not may_change(key)
     ]
     if bad:
         mixed = any(fnmatchcase(line.partition(":")[0], pattern) for line in bad for pattern in _MIX)
@@ -51,5 +51,6 @@ def check_resume(old: Config, new: Config) -> None:
         )
 
 
-def _may_change(key: str) -> bool:
+def may_change(key: str) -> bool:
+    """Whether a resumed run may have another value of the setting `key` (dotted)."""
     return any(fnmatchcase(key, pattern) for pattern in MAY_CHANGE_ON_RESUME)

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from launcher.arguments import AsJson, Run, Settings, config_of, run_dir_of
+from launcher.cli_checkpoint import checkpoint_app
 from launcher.cli_data import data_app, show_record, tokenizer_app
 from launcher.cli_order import order_app
 
@@ -31,7 +32,6 @@ app = typer.Typer(
     add_completion=True,
 )
 runs_app = typer.Typer(help="What runs did.", no_args_is_help=True)
-checkpoint_app = typer.Typer(help="A run's checkpoints.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(order_app, name="order")
@@ -92,65 +92,6 @@ def show(run: Run, as_json: AsJson = False) -> None:
         typer.echo(
             f"step {line['step']:>7}  loss {line['loss']:.4f}  lr {line['lr']:.2e}  |grad| {line['grad_norm']:.3f}  "
             f"{line['tokens_per_s']:,.0f} tokens/s  waited {line['data_wait_s'] * 1e3:.1f} ms  {line['batch_hash']}"
-        )
-
-
-@checkpoint_app.command("list")
-def checkpoint_list(run: Run, as_json: AsJson = False) -> None:
-    """Committed checkpoints, newest first, and which of them a restart would take."""
-    from fmscale.training.checkpoint import CheckpointStore
-
-    run_dir = run_dir_of(run)
-    store = CheckpointStore(run_dir / "checkpoints")
-    resumable = [commit.name for commit in store.candidates(lambda text: typer.echo(text, err=True))]
-    commits = sorted(store.list(), key=lambda commit: (commit.term, commit.step), reverse=True)
-    rows = [
-        {
-            "name": c.name,
-            "step": c.step,
-            "term": c.term,
-            "rows": c.rows,
-            "parent": c.parent,
-            "resumable": c.name in resumable,
-        }
-        for c in commits
-    ]
-    if as_json:
-        typer.echo(json.dumps(rows))
-        return
-    for row in rows:
-        note = "" if row["resumable"] else "  (abandoned: outside the run's ancestry)"
-        note = "  <- the next start goes on from here" if resumable and row["name"] == resumable[0] else note
-        typer.echo(f"{row['name']}  step {row['step']}  term {row['term']}  rows {row['rows']:,}{note}")
-
-
-@checkpoint_app.command("verify")
-def checkpoint_verify(
-    run: Run, name: Annotated[str, typer.Argument(help="One checkpoint; without it, all of them.")] = ""
-) -> None:
-    """Read every byte of a run's checkpoints and compare it with their hashes."""
-    from fmscale.errors import CheckpointError
-    from fmscale.training.checkpoint import CheckpointStore
-    from fmscale.training.history import checkpoint_names
-
-    store = CheckpointStore(run_dir_of(run) / "checkpoints")
-    damaged = 0
-    for each in [name] if name else checkpoint_names(store.root):
-        if not name and not (store.root / each / "COMMIT.json").exists():
-            typer.echo(f"{each}: never committed (a save that did not finish)")
-            continue
-        try:
-            store.verify(each)
-            typer.echo(f"{each}: every byte holds")
-        except CheckpointError as error:
-            damaged += 1
-            typer.echo(f"{each}: {error}")
-    if damaged:
-        raise CheckpointError(
-            f"{damaged} checkpoints do not hold",
-            expected="every byte as it was written",
-            found="what is listed above",
-            do="nothing, if a newer one holds: `fmscale train` passes over the damaged ones",
         )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,6 +38,7 @@ from fmscale.training.checkpoint_format import (
 from fmscale.training.checkpoint_reader import CheckpointReader
 from fmscale.training.fragment_file import FileRecord, FragmentLike, hash_file, room_for, write_fragment_file
 from fmscale.training.history import checkpoint_names, history
+from fmscale.training.retention import remove
 
 Report = Callable[[str], None]
 """Is told, in one message each, of everything that was passed over or removed."""
@@ -273,7 +273,7 @@ class CheckpointStore:
             else:
                 doomed, why = len(own) >= keep, "outside the run's lineage, or damaged"
             if doomed:
-                self._remove(self.root / name)
+                remove(self.root / name)
                 removed.append(name)
                 if why:
                     report(f"{name} is removed: {why}")
@@ -284,14 +284,7 @@ class CheckpointStore:
         directory = self.root / directory_name(step, term)
         if directory.exists():
             assert not (directory / MARKER).exists(), f"{directory.name} is committed"
-            self._remove(directory)
-
-    def _remove(self, directory: Path) -> None:
-        (directory / MARKER).unlink(missing_ok=True)
-        fsync_directory(directory)
-        fault_point("ckpt.prune")
-        shutil.rmtree(directory)
-        fsync_directory(self.root)
+            remove(directory)
 
 
 def _file_record(path: Path) -> FileRecord:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -163,13 +163,16 @@ def read_rank(directory: Path, rank: int, *, step: int, term: int, listed: FileR
     return record
 
 
-def check_file(directory: Path, record: FileRecord) -> None:
-    """Raises CheckpointError unless the file has the size and hash of its record; reads all of it."""
+def check_file(directory: Path, record: FileRecord, advance: Callable[[int], None] | None = None) -> None:
+    """Raises CheckpointError unless the file has the size and hash of its record; reads all of it.
+
+    advance: is told bytes as they are read.
+    """
     try:
         size = (directory / record.file).stat().st_size
         if size != record.bytes:
             raise damaged(directory, record.file, f"{size:,} bytes", f"{record.bytes:,} bytes")
-        found = hash_file(directory / record.file)
+        found = hash_file(directory / record.file, advance)
     except OSError as error:
         raise damaged(directory, record.file, error.strerror or "unreadable") from error
     if found != record.hash:
@@ -178,12 +181,22 @@ def check_file(directory: Path, record: FileRecord) -> None:
 
 def check_names(directory: Path, world: int, *, marker: bool) -> None:
     """Raises CheckpointError if a file is missing or one too many is there."""
-    expected = file_names(world, marker=marker)
-    found = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
-    for name in sorted(expected - found):
+    for name in sorted(file_names(world, marker=marker) - set(visible_names(directory))):
         raise damaged(directory, name, "no such file")
-    for name in sorted(found - expected):
-        raise damaged(directory, name, "a file that does not belong there", f"only the files of {world} ranks")
+    for error in foreign_files(directory, world, marker=marker):
+        raise error
+
+
+def visible_names(directory: Path) -> list[str]:
+    """Names of what is no temporary file."""
+    return sorted(path.name for path in directory.iterdir() if not path.name.startswith("."))
+
+
+def foreign_files(directory: Path, world: int, *, marker: bool) -> Iterator[CheckpointError]:
+    """What is wrong with each file that does not belong to a checkpoint of `world` ranks."""
+    for name in visible_names(directory):
+        if name not in file_names(world, marker=marker):
+            yield damaged(directory, name, "a file that does not belong there", f"only the files of {world} ranks")
 
 
 def check_coverage(

@@ -13,7 +13,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -118,13 +118,15 @@ def room_for(path: Path, size: int) -> Iterator[None]:
         raise _no_room(path, size, shutil.disk_usage(there).free, error.strerror or "") from error
 
 
-def hash_file(path: Path) -> str:
-    """xxh3_128 of all bytes of `path`, in hex."""
+def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
+    """xxh3_128 of all bytes of `path`, in hex. advance: is told bytes as they are read."""
     hasher = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(BLOCK_BYTES, os.stat(path).st_size or 1)))
     with open(path, "rb", buffering=0) as file:
         while got := file.readinto(buffer):
             hasher.update(buffer[:got])
+            if advance is not None:
+                advance(got)
     return hasher.hexdigest()
 
 

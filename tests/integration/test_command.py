@@ -85,14 +85,16 @@ def test_checkpoints_are_listed_and_verified(tmp_path: Path, words: Path) -> Non
     config = config_of(tmp_path, words, "kept", "train.steps=8")
     go(config)
     listed = fmscale("checkpoint", "list", str(config.run_dir))
-    assert "step-00000008.t0001  step 8  term 1  rows 64  <- the next start goes on from here" in listed.stdout
+    assert listed.stdout.startswith("step-00000008.t0001  step 8 (100%)  term 1  rows 64  ")
+    assert " of 1 ranks, plain  " in listed.stdout
+    assert listed.stdout.splitlines()[0].endswith(" ago  <- the next start goes on from here")
     assert fmscale("checkpoint", "verify", str(config.run_dir)).stdout.count("every byte holds") == 2
     marker = config.run_dir / "checkpoints" / "step-00000008.t0001" / "COMMIT.json"
     marker.write_bytes(b"#" + marker.read_bytes()[1:])
     verified = fmscale("checkpoint", "verify", str(config.run_dir))
     assert verified.returncode == 4
     assert "step-00000004.t0001: every byte holds" in verified.stdout
-    assert "step-00000008.t0001: " in verified.stdout
+    assert "step-00000008.t0001: 1 wrong\n  " in verified.stdout
     assert "1 checkpoints do not hold" in verified.stderr
     shown = json.loads(fmscale("runs", "show", str(config.run_dir), "--json").stdout)
     assert [line["step"] for line in shown["steps"]] == list(range(1, 9))

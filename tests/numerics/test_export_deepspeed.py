@@ -71,7 +71,9 @@ def _go_on(rank: int, world: int, run_dir: Path, precision: Any, zero: int, from
         assert client["fmscale"]["checkpoint"] == f"step-{BEFORE:08d}.t0001"
         assert engine._ds.global_steps == BEFORE
         if zero == 3:  # its loader gives all groups one tensor to count steps in; docs/checkpoint.md
-            assert len({id(state["step"]) for state in inner.state.values()}) == 1 < len(inner.state), "it has been mended"
+            assert len({id(state["step"]) for state in inner.state.values()}) == 1 < len(inner.state), (
+                "it has been mended"
+            )
             for state in inner.state.values():
                 state["step"] = state["step"].clone()
     else:

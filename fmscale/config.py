@@ -206,6 +206,8 @@ class LaunchConfig:
     """auto: GPUs where every rank can have one, else CPUs over gloo."""
     timeout_s: float = 300.0
     """Time after which a collective operation counts as hung."""
+    other_versions: Literal["warn", "refuse"] = "warn"
+    """What a start does where Python, a library or the code is of another version than at the run's last start."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -185,6 +185,11 @@ class CheckpointConfig:
     """0 keeps only the one of the last step."""
     keep: int = 3
     """Newest committed checkpoints that are kept; at least 2, so that a damaged one has a predecessor."""
+    keep_every_steps: int = 0
+    """Checkpoints whose step is a multiple of this stay for ever, besides the newest; 0: none."""
+    asynchronous: bool = True
+    """Copy the state into host memory at the step boundary and write it while training goes on. Where the copies do not
+    fit, or with false, training waits until the checkpoint stands."""
 
 
 @dataclass(frozen=True, kw_only=True)

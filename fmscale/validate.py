@@ -19,7 +19,7 @@ POSITIVE = """
 NOT_NEGATIVE = """
     model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
     schedule.final_lr_ratio
-    checkpoint.every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts
+    checkpoint.every_steps checkpoint.keep_every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts
 """
 
 

@@ -134,10 +134,9 @@ class Generation:
 
     def region(self, chunk: int, member: Member) -> tuple[int, int, str]:
         """First byte of a member in its shard, first byte after it, and the hash in between, in hex."""
-        record = self._index.chunk(chunk)
-        if member == "docs":
-            return record.start, record.tokens_start, record.docs_hash.hex()
-        return record.tokens_start, record.end, record.tokens_hash.hex()
+        at = self._index.chunk(chunk)
+        docs = (at.start, at.tokens_start, at.docs_hash.hex())
+        return docs if member == "docs" else (at.tokens_start, at.end, at.tokens_hash.hex())
 
     def tokens(self, chunk: int) -> npt.NDArray[np.unsignedinteger]:
         mapping = self._map(chunk)
@@ -178,16 +177,15 @@ class Generation:
             started = time.perf_counter()
             begin, end, expected = region
             if not begin <= data <= data + count * dtype.itemsize <= end <= len(mapping.view):
-                at = f"bytes {data} to {data + count * dtype.itemsize}"
                 what = f"{self._where(chunk, member, region)}, do not hold what its index record says"
-                raise self._damaged(chunk, what, "its array inside", at)
+                raise self._damaged(chunk, what, "its array inside", f"bytes {data} to {data + count * dtype.itemsize}")
             self._populate(chunk, mapping.view, begin, end)
             with memoryview(mapping.view) as whole:
                 found = region_hash(whole[begin:end])
             self.verify_s += time.perf_counter() - started
             if found != expected:
-                what = self._where(chunk, member, region)
-                raise self._damaged(chunk, what, f"xxh3_128 {expected.hex()}", found.hex())
+                where = self._where(chunk, member, region)
+                raise self._damaged(chunk, where, f"xxh3_128 {expected.hex()}", found.hex())
             verified[place] = 1
         return np.frombuffer(mapping.view, dtype, count, data)
 

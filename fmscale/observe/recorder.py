@@ -75,8 +75,10 @@ class Recorder:
         """A step that a checkpoint holds has its line on the disk."""
         self._log.fsync()
 
-    def checkpoint(self, name: str, step: int, seconds: float) -> None:
-        self._events.write("checkpoint", name=name, step=step, term=self._term, seconds=seconds)
+    def checkpoint(self, name: str, step: int, seconds: float, pause_s: float, bytes_: int) -> None:
+        """seconds: until it was committed; pause_s: for how many of them training stood still."""
+        fields = {"name": name, "step": step, "term": self._term, "seconds": seconds, "pause_s": pause_s}
+        self._events.write("checkpoint", **fields, bytes=bytes_)
 
     def quarantine(self, lost: Lost) -> None:
         """A chunk that is read no more, with every row of the run that this changes."""

@@ -11,37 +11,27 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmscale.durable import fsync_directory, publish_new
-from fmscale.errors import CheckpointError
+from fmscale.durable import publish_new
+from fmscale.errors import CheckpointError, MachineError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.terms import load_term, newest_term
-from fmscale.training.checkpoint_format import (
-    KINDS,
-    MARKER,
-    Commit,
-    RankRecord,
-    check_coverage,
-    check_names,
-    damaged,
-    data_name,
-    directory_name,
-    json_name,
-    parse_directory_name,
-    read_commit,
-    read_rank,
-)
+from fmscale.training.block_file import storage
+from fmscale.training.checkpoint_format import KINDS, MARKER, Commit, directory_name, parse_directory_name, read_commit
 from fmscale.training.checkpoint_reader import CheckpointReader
-from fmscale.training.fragment_file import FileRecord, FragmentLike, hash_file, room_for, write_fragment_file
+from fmscale.training.fragment_file import FragmentLike, Part
 from fmscale.training.history import checkpoint_names, history
+from fmscale.training.parts import add_up, await_parts, publish_part
 from fmscale.training.retention import remove
 
 Report = Callable[[str], None]
 """Is told, in one message each, of everything that was passed over or removed."""
+
+Check = Callable[[], None]
+"""Is called now and then by what takes long, and raises to end it."""
 
 _warn: Report = logging.getLogger("fmscale.checkpoint").warning
 
@@ -55,32 +45,17 @@ class CheckpointStore:
 
     # --- writing
 
-    def write_rank(self, step: int, term: int, rank: int, fragments: Iterable[FragmentLike]) -> None:
-        """Publish what `rank` owns; every rank calls it, once per step and term.
+    def write_rank(
+        self, step: int, term: int, rank: int, fragments: Iterable[FragmentLike] | Part, check: Check = lambda: None
+    ) -> None:
+        """Publish what `rank` owns; every rank calls it, once per step and term. The data is read back on the way.
 
         Raises CheckpointError when `term` is not the run's newest or the rank's part exists already; MachineError when
-        there is no room. What a failed call leaves behind is for `abandon`.
+        there is no room, or the file system fails. What a failed call leaves behind is for `abandon`.
         """
         self._fence(term)
         fault_point("ckpt.before_rank", rank)
-        directory = self.root / directory_name(step, term)
-        with room_for(directory, 4096):
-            directory.mkdir(parents=True, exist_ok=True)
-            fsync_directory(self.root)
-        try:
-            data, records = write_fragment_file(directory / data_name(rank), fragments, rank)
-            fault_point("ckpt.after_data", rank)
-            record = RankRecord(step=step, term=term, rank=rank, data=data, fragments=tuple(records))
-            content = record.to_bytes()
-            with room_for(directory / json_name(rank), len(content)):
-                publish_new(directory / json_name(rank), content)
-        except FileExistsError as error:
-            raise CheckpointError(
-                f"rank {rank} has written checkpoint {directory.name} before",
-                expected="one writer per rank, step and term",
-                found=str(error.filename2 or error.filename),
-                do="let one process train a run; a restarted run opens a new term",
-            ) from error
+        publish_part(self.root / directory_name(step, term), step, term, rank, fragments, check)
         fault_point("ckpt.after_rank", rank)
 
     def commit(
@@ -93,13 +68,14 @@ class CheckpointStore:
         state: dict[str, Any],
         timeout_s: float = 600.0,
         kinds: Sequence[str] = KINDS,
+        check: Check = lambda: None,
     ) -> Commit:
         """Wait for the parts of all `world` ranks and make them the run's newest checkpoint. One process calls it.
 
         parent: name of the checkpoint before it in this term, else of the one that the term was opened from.
         Raises CheckpointError: a term that is not the newest (before or after), ranks that did not publish in
         `timeout_s`, parts that leave gaps, overlap or are foreign, a checkpoint that is committed already. MachineError
-        when there is no room.
+        when there is no room, the file system fails, or COMMIT.json is another when it is read back.
         """
         self._fence(term)
         record = load_term(self.run_dir, term)
@@ -109,30 +85,19 @@ class CheckpointStore:
         in_term = parent if parent != record.parent else None
         parent_hash = read_commit(self.root / in_term).commit_hash if in_term else record.parent_hash
         directory = self.root / directory_name(step, term)
-        self._await_ranks(directory, term, world, timeout_s)
-        records = [read_rank(directory, rank, step=step, term=term) for rank in range(world)]
-        check_names(directory, world, marker=(directory / MARKER).exists())
-        for part in records:
-            if (size := (directory / part.data.file).stat().st_size) != part.data.bytes:
-                raise damaged(directory, part.data.file, f"{size:,} bytes", f"{part.data.bytes:,} bytes")
-        commit = Commit(
-            step=step,
-            term=term,
-            term_hash=record.term_hash,
-            rows=rows,
-            parent=parent,
-            parent_hash=parent_hash,
-            world=world,
-            params=dict(check_coverage(directory, records, kinds)),
-            ranks=tuple(_file_record(directory / json_name(rank)) for rank in range(world)),
-            state=state,
-        )
+
+        def check_all() -> None:
+            self._fence(term)
+            check()
+
+        await_parts(directory, world, timeout_s, check_all)
+        with storage(directory / MARKER, 0):
+            commit = add_up(directory, step, record, world, rows, parent, parent_hash, state, kinds)
         content = commit.to_bytes()
-        commit = Commit.from_bytes(content)  # what cannot be read back is never published
         self._fence(term)
-        fault_point("ckpt.before_commit")
         try:
-            with room_for(directory / MARKER, len(content)):
+            with storage(directory / MARKER, len(content)):
+                fault_point("ckpt.before_commit")
                 publish_new(directory / MARKER, content)
         except FileExistsError as error:
             raise CheckpointError(
@@ -143,24 +108,27 @@ class CheckpointStore:
             ) from error
         fault_point("ckpt.after_commit")
         self._fence(term)
+        self._read_back(directory, commit)
         return commit
 
-    def _await_ranks(self, directory: Path, term: int, world: int, timeout_s: float) -> None:
-        deadline, pause = time.monotonic() + timeout_s, 0.005
-        missing = list(range(world))
-        while missing := [rank for rank in missing if not (directory / json_name(rank)).exists()]:
-            self._fence(term)
-            if time.monotonic() > deadline:
-                raise CheckpointError(
-                    f"checkpoint {directory.name} is not committed: ranks did not finish writing",
-                    expected=f"the parts of {world} ranks within {timeout_s:g} s",
-                    found=f"nothing from rank {', '.join(map(str, missing[:8]))}{' ...' if missing[8:] else ''}",
-                    do="look at those ranks' logs; the checkpoint before stands, and a restart goes on from it",
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, 0.5)
+    def _read_back(self, directory: Path, commit: Commit) -> None:
+        try:
+            found = "another commit" * (read_commit(directory) != commit)
+        except CheckpointError as error:
+            found = " ".join(str(error).split())
+        if found:
+            with storage(directory / MARKER, 0):
+                (directory / MARKER).unlink()  # ours, and nobody believes it
+            raise MachineError(
+                "a checkpoint could not be written; the last one stands",
+                expected=f"the bytes that were written to {directory / MARKER}",
+                found=f"other bytes when they were read again ({found})",
+                do="check the disk and the memory of that machine",
+            )
 
     def _fence(self, term: int) -> None:
+        with storage(self.root, 0):
+            (self.run_dir / "lease").stat()  # a file system that is gone is no take-over
         newest = newest_term(self.run_dir)
         if newest != term:
             raise CheckpointError(
@@ -241,14 +209,17 @@ class CheckpointStore:
 
     # --- removing
 
-    def prune(self, keep: int, newest: Commit, report: Report = _warn, *, read_back: bool = True) -> Sequence[str]:
+    def prune(
+        self, keep: int, newest: Commit, report: Report = _warn, *, keep_every: int = 0, read_back: bool = True
+    ) -> Sequence[str]:
         """Remove what is older than the `keep` newest of the lineage; names of what was removed.
 
         newest: what `commit` returned. It is read whole first (read_back=False: the ranks have just done so, each its
-        share); if it does not hold, CheckpointError and nothing is removed. The one that the newest term was opened
-        from stays. Saves that did not finish are removed and reported once they cannot finish any more; commits outside
-        the lineage (zombies', rolled back, damaged) once this term has `keep` commits of its own. COMMIT.json goes
-        first, so that a half removed directory is never believed.
+        own part); if it does not hold, CheckpointError and nothing is removed. The one that the newest term was opened
+        from stays, and those whose step is a multiple of `keep_every` (0: none). Saves that did not finish are removed
+        and reported once they cannot finish any more; commits outside the lineage (zombies', rolled back, damaged) once
+        this term has `keep` commits of its own. COMMIT.json goes first, so that a half removed directory is never
+        believed.
         """
         term = newest.term
         self._fence(term)
@@ -258,6 +229,7 @@ class CheckpointStore:
         past = [found for _, found in history(self.root) if isinstance(found, Commit)]
         assert past[0].commit_hash == newest.commit_hash, f"{newest.name} is not the newest of the lineage"
         stay = {commit.name for commit in past[:keep]} | {load_term(self.run_dir, term).parent}
+        stay |= {commit.name for commit in past if keep_every and commit.step % keep_every == 0}
         own = [commit for commit in past if commit.term == term]
         in_lineage = {commit.name for commit in past}
         removed = []
@@ -285,7 +257,3 @@ class CheckpointStore:
         if directory.exists():
             assert not (directory / MARKER).exists(), f"{directory.name} is committed"
             remove(directory)
-
-
-def _file_record(path: Path) -> FileRecord:
-    return FileRecord(file=path.name, bytes=path.stat().st_size, hash=hash_file(path))

@@ -25,8 +25,8 @@ import torch
 
 from fmscale.durable import fsync_directory, temporary_name
 from fmscale.errors import ConfigError, MachineError
+from fmscale.training.block_file import storage
 from fmscale.training.checkpoint_reader import CheckpointReader
-from fmscale.training.fragment_file import room_for
 
 FILES = {"master": "fp32", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"}
 """Kind -> DeepSpeed's name of it."""
@@ -54,7 +54,7 @@ def export_deepspeed(reader: CheckpointReader, out: Path, progress: Callable[[in
         )
     temporary = temporary_name(out.absolute())
     try:
-        with room_for(out.absolute(), size):
+        with storage(out.absolute(), size):
             _write(reader, temporary, progress)
         _require_free(out)
         os.rename(temporary, out)  # of a directory: fails over anything but an empty one

@@ -23,7 +23,8 @@ import numpy as np
 from fmscale.durable import canonical_json
 from fmscale.errors import CheckpointError
 from fmscale.observe.terms import digest
-from fmscale.training.fragment_file import FileRecord, FragmentRecord, hash_file
+from fmscale.training.block_file import FileRecord, hash_file
+from fmscale.training.fragment_file import FragmentRecord
 
 VERSION = 1
 RANK_FORMAT, COMMIT_FORMAT = "fmscale-checkpoint-rank", "fmscale-checkpoint"

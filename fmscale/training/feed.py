@@ -28,6 +28,7 @@ from fmscale.errors import FmscaleError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.recorder import Recorder
 from fmscale.topology import Topology, rank_rows
+from fmscale.training.saver import Progress
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Fed:
     """Of the rank that waited longest, since all wait for that one."""
     spent: Spent
     """What it waited for; sums to wait_s."""
+    saves: list[Progress]
+    """What each rank told of the save under way."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class _Share:
     """(source, chunk) that kept its share from coming."""
     wait_s: float
     spent: Spent
+    save: Progress
 
 
 @dataclass(kw_only=True)
@@ -74,14 +78,15 @@ class Feed:
         """Have the loader read ahead from the step that begins with `first_row`."""
         self._batches = self.loader.batches(first_row)
 
-    def next(self, step: Step) -> Fed:
-        """This rank's share of `step`. Raises DataError: damage that the settings do not allow to replace."""
+    def next(self, step: Step, save: Progress) -> Fed:
+        """This rank's share of `step`; tells the others of its save. Raises DataError: damage that the settings do not
+        allow to replace."""
         waited, spent = 0.0, Spent()
         while True:
             started = time.perf_counter()
             batch, damage = self._share()
             waited, spent = waited + time.perf_counter() - started, spent + self.loader.take_wait()
-            shares = self._exchange(batch, damage, waited, spent)
+            shares = self._exchange(_Share(*_digest(batch), damage, waited, spent, save))
             damaged = sorted({share.damage for share in shares if share.damage is not None})
             if not damaged:
                 break
@@ -99,6 +104,7 @@ class Feed:
             batch_hash=hash_hex(combine(share.digest for share in firsts)),
             wait_s=slowest.wait_s,
             spent=slowest.spent,
+            saves=[share.save for share in shares],
         )
 
     def heldout(self) -> Iterator[Batch]:
@@ -119,12 +125,8 @@ class Feed:
                 raise
             return None, error.place
 
-    def _exchange(
-        self, batch: Batch | None, damage: tuple[int, int] | None, wait_s: float, spent: Spent
-    ) -> list[_Share]:
-        """What every rank says of its share, by rank."""
-        digest, targets = (0, 0) if batch is None else (batch_hash(batch), batch.targets)
-        mine = _Share(digest, targets, damage, wait_s, spent)
+    def _exchange(self, mine: _Share) -> list[_Share]:
+        """What every rank says, by rank."""
         shares = [mine] * self.topology.world_size
         dist.all_gather_object(shares, mine, group=self.control)
         return shares
@@ -163,3 +165,8 @@ class Feed:
         rank = self.topology.data_rank(self.rank)
         own = rank_rows(step.first_row, step.rows, self.topology.dp, rank, self.config.train.micro_batch)
         assert np.array_equal(batch.rows, own), f"rank {self.rank} was handed rows {batch.rows}, its own are {own}"
+
+
+def _digest(batch: Batch | None) -> tuple[int, int]:
+    """Hash and targets."""
+    return (0, 0) if batch is None else (batch_hash(batch), batch.targets)

@@ -1,35 +1,28 @@
 """One rank's part of a checkpoint: a safetensors file with one flat fp32 tensor per kind, written in one pass.
 
 A *fragment* is a contiguous range of one flattened parameter (kind `master`) or of one of its optimizer moments. The
-fragments of a kind are laid end to end in the tensor named by the kind; where each went is in the rank's JSON. Nothing
-is copied beyond the caller's tensors: sizes are known beforehand, so the header comes first and the data is streamed
-and hashed (xxh3_128) while it is written. Any safetensors client opens the file.
+fragments of a kind are laid end to end in the tensor named by the kind; where each went is in the rank's JSON. Sizes
+are known beforehand, so the header comes first and the data is streamed. Any safetensors client opens the file.
+
+The data comes from live tensors, which must stand still meanwhile (`LiveFragments`), or from a copy of the whole file
+in host memory (`fmscale/training/host_image.py`).
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
-from fmscale.durable import link_new, temporary_name
-from fmscale.errors import MachineError
-from fmscale.observe.faults import fault_point
+from fmscale.training.block_file import BLOCK_BYTES
 
 if TYPE_CHECKING:
     import torch  # the supervisor and `fmscale checkpoint` read these files without it
-
-BLOCK_BYTES = 16 << 20
 
 
 class FragmentLike(Protocol):
@@ -61,91 +54,56 @@ class FragmentRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileRecord:
-    """A file as it must be: name within its directory, size, xxh3_128 of all its bytes in hex."""
+class Layout:
+    """Where everything stands in a rank's file."""
 
-    file: str
+    header: bytes
+    """8 bytes of length, JSON padded to a multiple of 8."""
+    records: tuple[FragmentRecord, ...]
+    """In the order of the file."""
     bytes: int
-    hash: str
+    """Of the whole file."""
 
 
-def write_fragment_file(
-    path: Path, fragments: Iterable[FragmentLike], rank: int
-) -> tuple[FileRecord, list[FragmentRecord]]:
-    """Write and publish `path`, exclusively; fragments are 1-D fp32 tensors, empty ones are left out.
+@runtime_checkable
+class Part(Protocol):
+    """What a rank writes: `LiveFragments` or a `HostImage`."""
 
-    Raises MachineError when the disk has no room (known beforehand, or met on the way), FileExistsError when `path`
-    exists. A failure leaves nothing behind.
-    """
-    by_kind = sorted((f for f in fragments if f.tensor.numel()), key=lambda f: f.kind)
-    header, records = _layout(by_kind)
-    size = len(header) + 4 * sum(record.numel for record in records)
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        raise _no_room(path, size, free)
-    temporary = temporary_name(path)
-    try:
-        with room_for(path, size), open(temporary, "wb") as file:
-            hasher = xxhash.xxh3_128(header)
-            file.write(header)
-            for i, fragment in enumerate(by_kind):
-                if i == len(by_kind) // 2:
-                    file.flush()
-                    fault_point("ckpt.mid_rank", rank)
-                values = _little_endian(fragment.tensor).view(np.uint8)
-                for at in range(0, len(values), BLOCK_BYTES):
-                    block = values[at : at + BLOCK_BYTES].data
-                    hasher.update(block)
-                    file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-        with room_for(path, size):
-            link_new(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return FileRecord(file=path.name, bytes=size, hash=hasher.hexdigest()), records
+    layout: Layout
+    aligned: bool
+    """Whether blocks begin and end at multiples of PAGE_BYTES, in memory too; the last one is padded then."""
+
+    def blocks(self) -> Iterator[memoryview]:
+        """The bytes of the file in order."""
 
 
-@contextlib.contextmanager
-def room_for(path: Path, size: int) -> Iterator[None]:
-    """Raises MachineError where the block, writing `path` of `size` bytes, meets a full disk or a used up quota."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        there = next(parent for parent in path.parents if parent.exists())
-        raise _no_room(path, size, shutil.disk_usage(there).free, error.strerror or "") from error
+class LiveFragments:
+    """The caller's tensors, which do not change while they are written; nothing is copied beyond them."""
+
+    aligned = False
+
+    def __init__(self, fragments: Iterable[FragmentLike]) -> None:
+        self._fragments = in_file_order(fragments)
+        self.layout = layout_of(self._fragments)
+
+    def blocks(self) -> Iterator[memoryview]:
+        yield memoryview(self.layout.header)
+        for fragment in self._fragments:
+            values = _little_endian(fragment.tensor).view(np.uint8)
+            for at in range(0, len(values), BLOCK_BYTES):
+                yield values[at : at + BLOCK_BYTES].data
 
 
-def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
-    """xxh3_128 of all bytes of `path`, in hex. advance: is told bytes as they are read."""
-    hasher = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(min(BLOCK_BYTES, os.stat(path).st_size or 1)))
-    with open(path, "rb", buffering=0) as file:
-        while got := file.readinto(buffer):
-            hasher.update(buffer[:got])
-            if advance is not None:
-                advance(got)
-    return hasher.hexdigest()
+def in_file_order(fragments: Iterable[FragmentLike]) -> list[FragmentLike]:
+    """Kind by kind, otherwise as given; empty ones are left out."""
+    return sorted((f for f in fragments if f.tensor.numel()), key=lambda f: f.kind)
 
 
-def map_tensors(path: Path) -> dict[str, np.memmap]:
-    """Kind -> its flat tensor, memory-mapped [elements]. The file's hash must have been checked before."""
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-    return {
-        kind: np.memmap(path, "<f4", "r", start + entry["data_offsets"][0], (entry["shape"][0],))
-        for kind, entry in header.items()
-    }
-
-
-def _layout(by_kind: Sequence[FragmentLike]) -> tuple[bytes, list[FragmentRecord]]:
-    """The safetensors header (8 bytes of length, JSON padded to a multiple of 8) and where each fragment goes."""
+def layout_of(fragments: Sequence[FragmentLike]) -> Layout:
+    """fragments: 1-D fp32 tensors in the order of the file."""
     lengths: dict[str, int] = {}
     records = []
-    for fragment in by_kind:
+    for fragment in fragments:
         tensor, total = fragment.tensor, int(np.prod(fragment.shape, dtype=np.int64))
         assert (tensor.ndim, str(tensor.dtype)) == (1, "torch.float32"), f"{fragment.param}: a fragment is 1-D fp32"
         assert 0 <= fragment.start <= total - tensor.numel(), f"{fragment.param}: a fragment beyond the parameter's end"
@@ -167,17 +125,20 @@ def _layout(by_kind: Sequence[FragmentLike]) -> tuple[bytes, list[FragmentRecord
         at += 4 * length
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text, records
+    header = len(text).to_bytes(8, "little") + text
+    return Layout(header=header, records=tuple(records), bytes=len(header) + at)
+
+
+def map_tensors(path: Path) -> dict[str, np.memmap]:
+    """Kind -> its flat tensor, memory-mapped [elements]. The file's hash must have been checked before."""
+    with open(path, "rb") as file:
+        start = 8 + int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(start - 8))
+    return {
+        kind: np.memmap(path, "<f4", "r", start + entry["data_offsets"][0], (entry["shape"][0],))
+        for kind, entry in header.items()
+    }
 
 
 def _little_endian(tensor: torch.Tensor) -> npt.NDArray[np.float32]:
     return np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype="<f4")
-
-
-def _no_room(path: Path, size: int, free: int, reason: str = "no room on the disk") -> MachineError:
-    return MachineError(
-        "a checkpoint could not be written; the last one stands",
-        expected=f"{size:,} bytes for {path}",
-        found=f"{free:,} bytes free ({reason})",
-        do="make room there, or keep fewer checkpoints (checkpoint.keep)",
-    )

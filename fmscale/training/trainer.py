@@ -1,4 +1,4 @@
-"""The training loop: when things happen. How they happen is the engine's, the feed's and the store's business.
+"""The training loop: when things happen. How they happen is the engine's, the feed's and the saver's business.
 
 State is one position (step, rows consumed); a run that starts anywhere in it continues the same series of numbers.
 Evaluation and checkpoints read state and change none of it.
@@ -6,6 +6,7 @@ Evaluation and checkpoints read state and change none of it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass, field, replace
@@ -18,15 +19,14 @@ import torch.distributed as dist
 from fmscale.config import Config, to_yaml
 from fmscale.corpus.batch import Batch
 from fmscale.corpus.steps import Step
-from fmscale.errors import CheckpointError, FmscaleError, MachineError
+from fmscale.errors import FmscaleError, MachineError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.recorder import Recorder
 from fmscale.tokenizer import Tokenizer
 from fmscale.topology import Topology
-from fmscale.training.checkpoint import CheckpointStore
-from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import Engine, StepOutput
 from fmscale.training.feed import Fed, Feed
+from fmscale.training.saver import Saver
 from fmscale.training.schedule import learning_rate
 
 
@@ -37,8 +37,6 @@ class Position:
     term: int
     step: int
     rows: int
-    parent: str | None
-    """Name of the newest checkpoint behind it that held when it was read back."""
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -53,7 +51,7 @@ class Trainer:
     rank: int
     engine: Engine
     feed: Feed
-    store: CheckpointStore
+    saver: Saver
     control: dist.ProcessGroup
     """A gloo group of all ranks, for hashes and counts."""
     position: Position
@@ -71,7 +69,8 @@ class Trainer:
             fault_point(f"step.{number}", self.rank)
             started = time.perf_counter()
             step = self.feed.data.order.steps.step(number)
-            fed = self.feed.next(step)
+            fed = self.feed.next(step, self.saver.progress())
+            self.saver.hear(fed.saves)
             lr = learning_rate(number - 1, last, config.optim.lr, config.schedule)  # of the updates made so far
             output = self.engine.train_batch(fed.batch, lr)
             self.position = replace(self.position, step=number, rows=step.first_row + step.rows)
@@ -80,9 +79,12 @@ class Trainer:
                 self.evaluate()
             if due(number, config.checkpoint.every_steps, last):
                 self.save()
+        self.saver.finish()
 
     def _record(self, step: Step, fed: Fed, output: StepOutput, lr: float, step_time_s: float) -> None:
         if not (math.isfinite(output.loss) and math.isfinite(output.grad_norm)):
+            with contextlib.suppress(MachineError):  # has been told
+                self.saver.finish()
             raise FmscaleError(
                 f"step {step.number} has no finite loss and gradient, so it updated nothing",
                 expected="finite numbers",
@@ -126,81 +128,7 @@ class Trainer:
         return int(total)
 
     def save(self) -> None:
-        """Every rank writes what it owns, rank 0 commits once all have, and every rank reads its share back.
-
-        A disk without room, or one that gives back other bytes, costs this checkpoint and not the run, unless it is
-        the last one: then MachineError.
-        """
-        started = time.perf_counter()
-        commit = self._write_and_commit()
-        if isinstance(commit, MachineError):
-            if self.rank == 0:
-                self.store.abandon(self.position.step, self.position.term)
-            self._go_on_without(commit, f"no checkpoint at step {self.position.step}")
-            return
-        if self.recorder is not None:
-            self.recorder.checkpoint(commit.name, commit.step, time.perf_counter() - started)
-        doubt = self._first(self._read_back(commit))
-        if doubt is not None:
-            self._go_on_without(doubt, f"{commit.name} does not read back as it was written, nothing older is removed")
-            return
-        self.position = replace(self.position, parent=commit.name)
-        if self.recorder is not None:
-            self.store.prune(self.config.checkpoint.keep, commit, self.recorder.remark, read_back=False)
-
-    def _write_and_commit(self) -> Commit | MachineError:
-        """The same on every rank: the new commit, or why there is none."""
-        position = self.position
-        problem: MachineError | None = None
-        try:
-            self.store.write_rank(position.step, position.term, self.rank, self.engine.fragments())
-        except MachineError as error:
-            problem = error
-        if (first := self._first(problem)) is not None:
-            return first
-        outcome: list[Commit | MachineError | None] = [None]
-        if self.recorder is not None:
-            self.recorder.before_commit()
-            try:
-                outcome[0] = self.store.commit(
-                    position.step,
-                    position.term,
-                    self.topology.world_size,
-                    position.rows,
-                    position.parent,
-                    self._state(),
-                    self.config.launch.timeout_s,
-                )
-            except MachineError as error:
-                outcome[0] = error
-        dist.broadcast_object_list(outcome, src=0, group=self.control)
-        assert outcome[0] is not None, "rank 0 records, so rank 0 committed"
-        return outcome[0]
-
-    def _read_back(self, commit: Commit) -> MachineError | None:
-        """What is wrong with this rank's share of a new checkpoint."""
-        try:
-            self.store.open(commit).verify_share(self.rank, self.topology.world_size)
-        except CheckpointError as error:
-            return MachineError(
-                "a checkpoint changed as it was written",
-                expected="the bytes that were handed to the file system",
-                found=" ".join(str(error).split()),
-                do="check the disk; the same command again goes on from the checkpoint before",
-            )
-        return None
-
-    def _first(self, problem: MachineError | None) -> MachineError | None:
-        """The problem of the lowest rank that has one; the same on every rank."""
-        problems: list[MachineError | None] = [None] * self.topology.world_size
-        dist.all_gather_object(problems, problem, group=self.control)
-        return next((error for error in problems if error is not None), None)
-
-    def _go_on_without(self, error: MachineError, what: str) -> None:
-        if self.position.step == self.config.train.steps:
-            raise error
-        if self.recorder is not None:
-            self.recorder.remark(f"{what}, training goes on: {error}")
+        self.saver.begin(self.position.step, self.position.rows, self._state())
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors; plain JSON."""

@@ -38,6 +38,7 @@ from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import build_engine
 from fmscale.training.feed import Feed
 from fmscale.training.lease import Lease
+from fmscale.training.saver import Saver
 from fmscale.training.trainer import Position, Trainer
 
 MakeLoader = Callable[..., Loader]
@@ -73,12 +74,12 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
         store = CheckpointStore(config.run_dir / "checkpoints")
         commit = agree_on_checkpoint(config, store, place.rank, place.world, control)
         term = _open_term(config, commit, place, control)
-        position = Position(term=term, step=0, rows=0, parent=None)
+        position = Position(term=term, step=0, rows=0)
         if commit is not None:
             _check_identity(commit, data)
             engine.load_fragments(store.open(commit).read)
             engine.optimizer_steps = commit.state["optimizer_steps"]
-            position = Position(term=term, step=commit.step, rows=commit.rows, parent=commit.name)
+            position = Position(term=term, step=commit.step, rows=commit.rows)
         loader = make_loader(config=config, data=data, data_rank=topology.data_rank(place.rank))
         stack.callback(loader.close)
         recorder = None
@@ -93,13 +94,26 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
             control=control,
             recorder=recorder,
         )
+        saver = Saver(
+            config.checkpoint,
+            store,
+            engine.fragments,
+            rank=place.rank,
+            term=term,
+            parent=commit.name if commit else None,
+            step=position.step,
+            device=device,
+            control=control,
+            recorder=recorder,
+        )
+        stack.callback(saver.close)
         Trainer(
             config=config,
             topology=topology,
             rank=place.rank,
             engine=engine,
             feed=feed,
-            store=store,
+            saver=saver,
             control=control,
             position=position,
             recorder=recorder,

@@ -177,7 +177,8 @@ def watched(root: Path, at: Callable[[int], None] = lambda n: None, *, sync: boo
         _logs.pop()
         for owner, name, old in before:
             setattr(owner, name, old)
-    named = sum(operation[0] in ("mkdir", "link", "rename", "unlink", "rmdir") for operation in log.operations)
+    kinds = ("mkdir", "link", "rename", "unlink", "rmdir", "truncate")
+    named = sum(operation[0] in kinds for operation in log.operations)
     assert log.audited <= named, f"{log.audited - named} changes were made past the wrappers"
 
 

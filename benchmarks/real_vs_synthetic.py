@@ -26,9 +26,11 @@ from fmscale.corpus.batch import Batch
 from fmscale.corpus.loader import Loader, LocalLoader, RowReader
 from fmscale.corpus.rows import Spent
 from fmscale.corpus.sources import RunData, open_run_data, resolve
+from fmscale.observe.heartbeat import Heartbeat
 from fmscale.topology import Topology
 from fmscale.training.engine import Engine, build_engine
 from fmscale.training.feed import Feed
+from fmscale.training.stopping import Stopping
 from launcher.demo import CONFIG, VOCAB_SIZE
 from launcher.ray_cluster import cluster
 from tests.corpora import make_corpus
@@ -96,7 +98,18 @@ def make_arms(config: Config, readers: list[object]) -> dict[str, Arm]:
     }
     arms = {}
     for name, loader in loaders.items():
-        feed = Feed(config=config, topology=topology, rank=0, loader=loader, data=data, control=control, recorder=None)
+        feed = Feed(
+            config=config,
+            topology=topology,
+            rank=0,
+            loader=loader,
+            data=data,
+            control=control,
+            term=0,
+            heart=Heartbeat(config.run_dir, 0),
+            stopping=Stopping(config.run_dir, 0, config.launch),
+            recorder=None,
+        )
         feed.start(0)
         arms[name] = Arm(feed, engine)
     return arms

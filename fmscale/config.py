@@ -209,8 +209,16 @@ class LaunchConfig:
     """Restarts after which the run gives up; two failures at the same step end it sooner."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: GPUs where every rank can have one, else CPUs over gloo."""
-    timeout_s: float = 300.0
-    """Time after which a collective operation counts as hung."""
+    timeout_s: float = 600.0
+    """Time after which a collective operation gives up; also the longest silence of a rank that starts."""
+    hang_s: float = 300.0
+    """Silence after which a rank counts as hung: stacks are dumped, the ranks are killed and restarted. Longer than any
+    step, read or save takes, shorter than `timeout_s`; 0 switches it off."""
+    time_limit_s: float = 0.0
+    """Time after which the run saves, stops and exits with 85, `grace_s` included; 0: none. Slurm's limit
+    (SLURM_JOB_END_TIME) is kept too."""
+    grace_s: float = 60.0
+    """Time that a run asked to stop has to finish its step and save; then it is killed."""
     other_versions: Literal["warn", "refuse"] = "warn"
     """What a start does where Python, a library or the code is of another version than at the run's last start."""
 

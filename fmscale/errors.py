@@ -6,7 +6,8 @@
     ├── CheckpointError     4   no checkpoint that may be believed, or one that does not fit this run
     ├── RunHeldError        5   another live process holds the run
     ├── MachineError        6   the machine lacks something (compiler, memory, disk, port)
-    └── RestartBudgetError  7   the run failed more often than its budget allows, or twice at the same step
+    ├── RestartBudgetError  7   the run failed more often than its budget allows, or twice at the same step
+    └── StopRequested      85   not a failure: the run was asked to stop before its last step, and did
 
 A message has at most six lines: what, `expected`, `found`, `do`. Commands print it without a traceback and exit
 with the code; `--debug` shows the traceback too. Internal invariants are `assert`s, never one of these.
@@ -54,3 +55,7 @@ class MachineError(FmscaleError):
 
 class RestartBudgetError(FmscaleError):
     exit_code = 7
+
+
+class StopRequested(FmscaleError):
+    exit_code = 85

@@ -14,12 +14,13 @@ POSITIVE = """
     model.rope_theta model.norm_eps model.d_model model.n_layers model.n_heads model.n_kv_heads data.seq_len
     data.window_chunks data.readers_per_node data.prefetch_batches parallel.dp parallel.pp parallel.tp train.steps
     train.global_batch train.micro_batch train.threads_per_rank optim.lr launch.timeout_s
-    logging.console_every_steps
+    launch.grace_s logging.console_every_steps
 """
 NOT_NEGATIVE = """
     model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
     schedule.final_lr_ratio
     checkpoint.every_steps checkpoint.keep_every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts
+    launch.hang_s launch.time_limit_s
 """
 
 
@@ -118,6 +119,20 @@ def validate(config: Config, world_size: int | None = None) -> None:
             expected="checkpoint.keep >= 2",
             found=f"checkpoint.keep={config.checkpoint.keep}",
             do="set checkpoint.keep=2",
+        )
+    if config.launch.hang_s >= config.launch.timeout_s:
+        raise ConfigError(
+            "a collective operation would give up before a hang is seen and its stacks are shown",
+            expected=f"launch.hang_s < launch.timeout_s={config.launch.timeout_s:g}",
+            found=f"launch.hang_s={config.launch.hang_s:g}",
+            do=f"set launch.timeout_s={2 * config.launch.hang_s:g}",
+        )
+    if 0 < config.launch.time_limit_s <= config.launch.grace_s:
+        raise ConfigError(
+            "the time limit leaves no time to train",
+            expected=f"launch.time_limit_s > launch.grace_s={config.launch.grace_s:g}, or 0",
+            found=f"launch.time_limit_s={config.launch.time_limit_s:g}",
+            do="raise it, or lower launch.grace_s to what a step and a save take",
         )
     if not data.sources:
         raise ConfigError(

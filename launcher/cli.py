@@ -22,7 +22,7 @@ from launcher.cli_order import order_app
 
 EPILOG = (
     "Exit codes: 0 done, 1 unexpected, 2 a setting, 3 data, 4 a checkpoint, 5 the run is held by another process, "
-    "6 the machine, 7 the restart budget is used up, 128+N ended by signal N."
+    "6 the machine, 7 the restart budget is used up, 85 stopped on request (saved), 128+N ended by signal N."
 )
 app = typer.Typer(
     help="Raw text to a trained foundation model, on any machine.",

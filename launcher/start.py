@@ -22,8 +22,9 @@ from fmscale.durable import replace
 from fmscale.errors import ConfigError
 from fmscale.observe.metrics import last_step, summary
 from fmscale.validate import validate
+from launcher.incarnation import die_with_parent
 from launcher.snapshot import changes, enter
-from launcher.supervise import die_with_parent, finished, supervise
+from launcher.supervise import finished, supervise
 
 
 def check(config: Config) -> Config:

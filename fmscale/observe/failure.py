@@ -7,6 +7,7 @@ echoes are recorded too; `first_cause` passes over them, unless a rank that hang
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import traceback
@@ -65,8 +66,15 @@ def record(run_dir: Path, incarnation: str, rank: int, error: BaseException) -> 
 def first_cause(run_dir: Path, incarnation: str) -> Failure | None:
     """The earliest failure of the incarnation that is no echo, else the earliest echo (`is_echo` tells which).
 
-    None: no rank had time to say anything.
+    Of an incarnation whose driver recovered by itself (attempts TAG, TAG.1, ...) the last attempt counts, and what the
+    driver said. None: nobody had time to say anything.
     """
-    files = (run_dir / "logs" / "failures").glob(f"{incarnation}-rank-*.json")
+    directory = run_dir / "logs" / "failures"
+    names = {
+        file: re.fullmatch(r"\w+(?:\.(\d+))?-rank-(-?\d+)", file.stem) for file in directory.glob(f"{incarnation}*")
+    }
+    attempts = {file: int(match[1] or 0) for file, match in names.items() if match}
+    last = max(attempts.values(), default=0)
+    files = [file for file, attempt in attempts.items() if attempt == last or "-rank--" in file.name]
     failures = sorted((Failure(**json.loads(file.read_text())) for file in files), key=lambda f: f.time)
     return next((failure for failure in failures if not failure.is_echo), failures[0] if failures else None)

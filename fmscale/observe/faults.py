@@ -5,6 +5,7 @@ A fault is POINT[/RANK]:ACTION[@N]: at the N-th passage (default 1) of POINT in 
     kill   SIGKILL to this process       exit   os._exit(0), as if all were well
     stop   SIGSTOP to this process       raise  RuntimeError
     hang   sleep for ever                enospc OSError: no space left on device
+    eat    take memory until there is none
 
 With `FAULTS_ONCE=DIR` a fault fires once over all processes and restarts (a marker file in DIR is created first).
 Without FAULTS a passage costs one look-up in the environment.
@@ -22,7 +23,7 @@ from pathlib import Path
 
 from fmscale.errors import ConfigError
 
-ACTIONS = ("kill", "stop", "hang", "exit", "raise", "enospc")
+ACTIONS = ("kill", "stop", "hang", "exit", "raise", "enospc", "eat")
 
 _passages: Counter[str] = Counter()
 
@@ -67,6 +68,10 @@ def _act(action: str, fault: str) -> None:
         os._exit(0)
     elif action == "enospc":
         raise OSError(errno.ENOSPC, f"injected by FAULTS={fault}")
+    elif action == "eat":
+        taken = []
+        while True:
+            taken.append(b"x" * (16 << 20))
     elif action == "raise":
         raise RuntimeError(f"injected by FAULTS={fault}")
     else:

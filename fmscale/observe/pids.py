@@ -62,6 +62,29 @@ def alive(entry: dict[str, Any]) -> bool:
         return False
 
 
+def kernel_start(pid: int) -> float:
+    """When a process of this host began, as the kernel counts (no clock enters, unlike `create_time`); -1: no such one.
+
+    Together with the pid it names a process until the next boot.
+    """
+    fields = _stat(pid)
+    return float(fields[19]) if fields else -1.0
+
+
+def state(pid: int, started: float) -> str:
+    """The kernel's letter for what the process does (R, S, D, T stopped, Z zombie, ...); "gone" if it is not there."""
+    fields = _stat(pid)
+    return fields[0] if fields and float(fields[19]) == started else "gone"
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the third on (proc(5); Linux); none without the process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
     run_dir.mkdir(parents=True, exist_ok=True)

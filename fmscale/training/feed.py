@@ -24,11 +24,14 @@ from fmscale.corpus.rows import Spent
 from fmscale.corpus.shards import DamagedChunk
 from fmscale.corpus.sources import RunData
 from fmscale.corpus.steps import Step
-from fmscale.errors import FmscaleError
+from fmscale.errors import FmscaleError, RunHeldError, StopRequested
 from fmscale.observe.faults import fault_point
+from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
+from fmscale.observe.terms import newest_term
 from fmscale.topology import Topology, rank_rows
 from fmscale.training.saver import Progress
+from fmscale.training.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,8 @@ class _Share:
     wait_s: float
     spent: Spent
     save: Progress
+    stop: str
+    """Why it was asked to stop, if it was."""
 
 
 @dataclass(kw_only=True)
@@ -70,6 +75,10 @@ class Feed:
     data: RunData
     """Its ledger grows when a chunk is quarantined."""
     control: dist.ProcessGroup
+    term: int
+    """The ledger is written while it is the newest."""
+    heart: Heartbeat
+    stopping: Stopping
     recorder: Recorder | None
     """On rank 0 alone."""
     _batches: Iterator[Batch] = field(init=False)
@@ -79,14 +88,21 @@ class Feed:
         self._batches = self.loader.batches(first_row)
 
     def next(self, step: Step, save: Progress) -> Fed:
-        """This rank's share of `step`; tells the others of its save. Raises DataError: damage that the settings do not
-        allow to replace."""
+        """This rank's share of `step`; tells the others of its save.
+
+        Raises DataError: damage that the settings do not allow to replace. StopRequested, on all ranks: one of them was
+        asked to stop, and `step` is not to be trained.
+        """
         waited, spent = 0.0, Spent()
         while True:
             started = time.perf_counter()
+            self.heart.beat("read", step.number)
             batch, damage = self._share()
             waited, spent = waited + time.perf_counter() - started, spent + self.loader.take_wait()
-            shares = self._exchange(_Share(*_digest(batch), damage, waited, spent, save))
+            self.heart.beat("exchange", step.number)
+            shares = self._exchange(_Share(*_digest(batch), damage, waited, spent, save, self.stopping.reason))
+            if (why := next((share.stop for share in shares if share.stop), "")) != "":
+                raise StopRequested(f"stopped before step {step.number}: {why}")
             damaged = sorted({share.damage for share in shares if share.damage is not None})
             if not damaged:
                 break
@@ -147,6 +163,7 @@ class Feed:
         self.start(step.first_row)
 
     def _write_entries(self, damaged: list[tuple[int, int]], step: Step) -> Ledger:
+        self._require_newest_term()
         order = self.data.order
         for source, chunk in damaged:
             if chunk not in order.as_of(step.first_row).substitutes(source):
@@ -159,6 +176,16 @@ class Feed:
         order.ledger.save(self.config.run_dir / FILE_NAME)
         fault_point("ledger.saved", self.rank)
         return order.ledger
+
+    def _require_newest_term(self) -> None:
+        newest = newest_term(self.config.run_dir)
+        if newest != self.term:
+            raise RunHeldError(
+                "another process took this run over",
+                expected=f"term {self.term} to be the newest, as the edit ledger is to be written",
+                found=f"term {newest}",
+                do="nothing: the run goes on there",
+            )
 
     def _require_own_rows(self, batch: Batch, step: Step) -> None:
         """Which rank holds a row does not enter the batch hash, so the loader is held to it here."""

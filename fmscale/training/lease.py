@@ -4,6 +4,10 @@
 the next term record exclusively and pins the commit that the new term goes on from; from then on older terms' writers
 are refused at commit time and ignored by readers (fmscale/observe/terms.py). So a holder that was only stopped, or cut
 off, and wakes up later does no harm; the flock only spares honest users the surprise.
+
+A lock may outlive its holder: a child that was forked while it was open keeps it. The lock's content names the holder
+by boot, pid namespace, pid and the kernel's start time; where these say that it is dead, it is taken over at once. A
+holder on another host is taken over by a user's word only.
 """
 
 from __future__ import annotations
@@ -15,10 +19,13 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from fmscale.durable import fsync_directory, publish_new, temporary_name
 from fmscale.errors import RunHeldError
+from fmscale.observe import pids
 from fmscale.observe.events import utc_now
+from fmscale.observe.heartbeat import age_s
 from fmscale.observe.terms import Term, load_term, newest_term, term_numbers, term_path
 from fmscale.training.checkpoint_format import Commit, damaged, read_commit
 
@@ -38,7 +45,10 @@ class Lease:
         """
         assert self._lock is None, "this lease is held already"
         self.directory.mkdir(parents=True, exist_ok=True)
-        path = self.directory / "lock"
+        with _one_at_a_time(self.directory):
+            self._acquire(self.directory / "lock", take_over)
+
+    def _acquire(self, path: Path, take_over: bool) -> None:
         while True:
             opened = temporary_name(path) if take_over else path
             descriptor = os.open(opened, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -47,10 +57,12 @@ class Lease:
             except BlockingIOError:
                 held_by = os.pread(descriptor, 4096, 0)
                 os.close(descriptor)
+                if _is_dead(held_by):
+                    take_over = True
+                    continue
                 raise _held(self.run_dir, held_by) from None
-            content = {"host": socket.gethostname(), "pid": os.getpid(), "since": utc_now()}
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(content).encode(), 0)
+            os.pwrite(descriptor, json.dumps(_me()).encode(), 0)
             os.fsync(descriptor)
             if take_over:
                 os.replace(opened, path)
@@ -129,10 +141,52 @@ def _same_file(descriptor: int, path: Path) -> bool:
         return False
 
 
+@contextmanager
+def _one_at_a_time(directory: Path) -> Iterator[None]:
+    """Two that find the same holder dead do not both take over. Held for the moment of taking the lock only."""
+    descriptor = os.open(directory / ".taking", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX)  # not inherited by forked children, unlike a flock
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _me() -> dict[str, Any]:
+    """This process, so that another one of this machine can tell whether it is alive."""
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": utc_now(), **_machine()}
+    me["started"] = pids.kernel_start(os.getpid())
+    if job := os.environ.get("SLURM_JOB_ID"):
+        me["job"] = job
+    return me
+
+
+def _machine() -> dict[str, str]:
+    """What a process id is unique in, until the next boot; empty off Linux."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return {"boot": boot, "namespace": os.readlink("/proc/self/ns/pid")}
+    except OSError:
+        return {}
+
+
+def _is_dead(content: bytes) -> bool:
+    """Whether the holder that wrote `content` is provably gone: of this boot and pid namespace, and not there."""
+    try:
+        holder = json.loads(content)
+        here = {"boot": holder["boot"], "namespace": holder["namespace"]} == _machine()
+        return here and pids.state(holder["pid"], holder["started"]) in ("gone", "Z")
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
 def _held(run_dir: Path, content: bytes) -> RunHeldError:
     try:
         holder = json.loads(content)
-        found = f"process {holder['pid']} on {holder['host']}, since {holder['since']}"
+        job = f", Slurm job {holder['job']}" if "job" in holder else ""
+        found = f"process {holder['pid']} on {holder['host']}{job}, since {holder['since']}"
+        age = age_s(run_dir)
+        found += f"; its ranks last moved {age:.0f} s ago" if age is not None else "; none of its ranks has moved yet"
         stop = f"wait for it, or stop it (kill {holder['pid']} on {holder['host']})"
     except (ValueError, KeyError, TypeError):
         found, stop = "a process that has not written its name yet", "wait for it"
@@ -140,5 +194,5 @@ def _held(run_dir: Path, content: bytes) -> RunHeldError:
         "another process holds this run",
         expected=f"no live process on {run_dir}",
         found=found,
-        do=f"{stop}; a dead holder frees the run at once",
+        do=f"{stop}; if it is stuck or cut off: --take-over",
     )

@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from fmscale.config import CheckpointConfig
 from fmscale.errors import MachineError
+from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
 from fmscale.training.block_file import require_room, storage
 from fmscale.training.checkpoint import CheckpointStore
@@ -102,12 +103,13 @@ class Saver:
         step: int,
         device: torch.device,
         control: dist.ProcessGroup,
+        heart: Heartbeat,
         recorder: Recorder | None,
     ) -> None:
         """fragments: `Engine.fragments`. parent, step: the checkpoint that the run goes on from, and its step."""
         self._config, self._store, self._fragments = config, store, fragments
         self._rank, self._term, self._control, self._recorder = rank, term, control, recorder
-        self._parent, self._saved_step = parent, step
+        self._parent, self._saved_step, self._heart = parent, step, heart
         self._save: _Save | None = None
         self._problem: MachineError | None = None
         """Of the newest save."""
@@ -122,6 +124,11 @@ class Saver:
                 self._image = HostImage(layout, device)
             elif recorder is not None:
                 recorder.remark(text)
+
+    @property
+    def newest(self) -> str | None:
+        """Name of the newest checkpoint of the run that stands; None before the first."""
+        return self._parent
 
     def begin(self, step: int, rows: int, state: dict[str, Any]) -> None:
         """Have the state after `step` saved; `state` is what rank 0 commits beside the tensors.
@@ -208,6 +215,7 @@ class Saver:
 
     def _wait(self) -> None:
         while self._save is not None:
+            self._heart.beat("save", self._save.step)
             self.hear(self._gather(self.progress(ASK_AGAIN_S)))
 
     def _write(self, save: _Save, part: Part) -> None:

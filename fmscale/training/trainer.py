@@ -19,8 +19,9 @@ import torch.distributed as dist
 from fmscale.config import Config, to_yaml
 from fmscale.corpus.batch import Batch
 from fmscale.corpus.steps import Step
-from fmscale.errors import FmscaleError, MachineError
+from fmscale.errors import FmscaleError, MachineError, StopRequested
 from fmscale.observe.faults import fault_point
+from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
 from fmscale.tokenizer import Tokenizer
 from fmscale.topology import Topology
@@ -55,6 +56,7 @@ class Trainer:
     control: dist.ProcessGroup
     """A gloo group of all ranks, for hashes and counts."""
     position: Position
+    heart: Heartbeat
     recorder: Recorder | None
     """On rank 0 alone."""
     token_bytes: np.ndarray[Any, np.dtype[np.int32]] = field(init=False)
@@ -63,6 +65,7 @@ class Trainer:
         self.token_bytes = Tokenizer.load(self.feed.data.tokenizer_path).token_bytes()
 
     def run(self) -> None:
+        """Train to the last step. Raises StopRequested, on all ranks alike, before a step that is not to be trained."""
         config, last = self.config, self.config.train.steps
         self.feed.start(self.position.rows)
         for number in range(self.position.step + 1, last + 1):
@@ -72,6 +75,7 @@ class Trainer:
             fed = self.feed.next(step, self.saver.progress())
             self.saver.hear(fed.saves)
             lr = learning_rate(number - 1, last, config.optim.lr, config.schedule)  # of the updates made so far
+            self.heart.beat("step", number)
             output = self.engine.train_batch(fed.batch, lr)
             self.position = replace(self.position, step=number, rows=step.first_row + step.rows)
             self._record(step, fed, output, lr, time.perf_counter() - started)
@@ -104,10 +108,22 @@ class Trainer:
                 order=self.feed.data.order,
             )
 
+    def leave(self, request: StopRequested) -> StopRequested:
+        """Save the position that the ranks stopped at; `request` with what stands then."""
+        found = f"trained to step {self.position.step}"
+        try:
+            self.save()
+            self.saver.finish()
+        except MachineError as error:
+            found += f", which could not be saved ({' '.join(str(error).split())})"
+        found += f", newest checkpoint {self.saver.newest or 'none'}"
+        return StopRequested(str(request), found=found, do="the same command goes on from there")
+
     def evaluate(self) -> None:
         """Mean loss over the held-out rows, and its cost per byte of their text."""
         loss, targets, text_bytes = 0.0, 0, 0
         for batch in self.feed.heldout():
+            self.heart.beat("eval", self.position.step)
             loss += self.engine.eval_batch(batch) * batch.targets
             targets += batch.targets
             text_bytes += self._label_bytes(batch)
@@ -128,6 +144,8 @@ class Trainer:
         return int(total)
 
     def save(self) -> None:
+        """Have the position saved; returns once the state may change (`Saver.begin`)."""
+        self.heart.beat("save", self.position.step)
         self.saver.begin(self.position.step, self.position.rows, self._state())
 
     def _state(self) -> dict[str, Any]:

@@ -28,8 +28,9 @@ from fmscale.config import Config, from_yaml
 from fmscale.corpus.ledger import Ledger
 from fmscale.corpus.loader import Loader, LocalLoader
 from fmscale.corpus.sources import RunData, open_run_data
-from fmscale.errors import CheckpointError, FmscaleError, MachineError
+from fmscale.errors import CheckpointError, FmscaleError, MachineError, StopRequested
 from fmscale.observe import failure, pids
+from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
 from fmscale.topology import Topology
 from fmscale.training.agree import agree_on_checkpoint
@@ -39,6 +40,7 @@ from fmscale.training.engine import build_engine
 from fmscale.training.feed import Feed
 from fmscale.training.lease import Lease
 from fmscale.training.saver import Saver
+from fmscale.training.stopping import Stopping
 from fmscale.training.trainer import Position, Trainer
 
 MakeLoader = Callable[..., Loader]
@@ -59,11 +61,16 @@ class RankPlace:
 
 
 def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
-    """Train from the newest valid checkpoint to the last step. Raises FmscaleError for what a user can mend."""
+    """Train from the newest valid checkpoint to the last step.
+
+    Raises FmscaleError for what a user can mend, StopRequested if the run was asked to stop before.
+    """
     # The guard is inside: what ends this rank is written down before anything is cleared up, which may block.
     with contextlib.ExitStack() as stack, guarded(config.run_dir, place.rank):
         device = _prepare_process(config, place)
         pids.register(config.run_dir, "rank", place.rank)
+        heart = stack.enter_context(Heartbeat(config.run_dir, place.rank))
+        stopping = stack.enter_context(Stopping(config.run_dir, place.rank, config.launch))
         control = _join(config, place, device)
         stack.push(_leave_group)
         data = open_run_data(config)
@@ -92,6 +99,9 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
             loader=loader,
             data=data,
             control=control,
+            term=term,
+            heart=heart,
+            stopping=stopping,
             recorder=recorder,
         )
         saver = Saver(
@@ -104,10 +114,11 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
             step=position.step,
             device=device,
             control=control,
+            heart=heart,
             recorder=recorder,
         )
         stack.callback(saver.close)
-        Trainer(
+        trainer = Trainer(
             config=config,
             topology=topology,
             rank=place.rank,
@@ -116,8 +127,13 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
             saver=saver,
             control=control,
             position=position,
+            heart=heart,
             recorder=recorder,
-        ).run()
+        )
+        try:
+            trainer.run()
+        except StopRequested as request:
+            raise trainer.leave(request) from None
 
 
 def _prepare_process(config: Config, place: RankPlace) -> torch.device:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,9 +25,11 @@ from fmscale.corpus.replay import replay
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.sources import open_run_data, resolve
 from fmscale.errors import DataError
+from fmscale.observe import pids
 from fmscale.observe.events import read_events
 from fmscale.observe.metrics import series
 from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.lease import Lease
 from launcher.edits import edit, log
 from launcher.snapshot import enter
 from launcher.start import check
@@ -287,6 +290,38 @@ def test_one_chunk_in_a_hundred_and_a_kill_9_after_the_ledger_was_written(
     assert hashes(config) == replayed(config, whole, 16)
     assert [line["step"] for line in series(config.run_dir)] == list(range(1, 17))
     assert_losses_are_told_exactly(config)
+
+
+def test_a_holder_that_was_taken_over_writes_no_entry(root: Path, corpus: Path) -> None:
+    """F37: stopped right after one entry, woken up when the run's next term is another's."""
+    config = config_of(root, corpus, "zombie", *QUARANTINE, "train.steps=16", "checkpoint.every_steps=0")
+    reads = chunks_in_order(resolve(config))
+    flip(corpus, [reads[5][0], reads[13][0]])
+    failed: list[BaseException] = []
+
+    def train() -> None:
+        try:
+            go(config, env={"FAULTS": "ledger.saved:stop"})
+        except RankError as error:
+            failed.append(error)
+
+    zombie = threading.Thread(target=train)
+    zombie.start()
+    until = time.monotonic() + 60
+    while not ledger_of(config).entries:
+        assert time.monotonic() < until, "no chunk was quarantined"
+        time.sleep(0.05)
+    written = ledger_of(config).entries
+    Lease(config.run_dir).open_term(None)
+    (rank,) = [entry["pid"] for entry in pids.read(config.run_dir) if entry["role"] == "rank"]
+    while pids.state(rank, pids.kernel_start(rank)) != "T":
+        time.sleep(0.01)
+    os.kill(rank, signal.SIGCONT)
+    zombie.join()
+    assert "another process took this run over" in str(failed[0])
+    assert "term 1 to be the newest, as the edit ledger is to be written" in str(failed[0])
+    assert "found: term 2" in str(failed[0])
+    assert ledger_of(config).entries == written
 
 
 @pytest.mark.slow

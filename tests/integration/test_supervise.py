@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -26,21 +25,6 @@ pytestmark = pytest.mark.processes
 
 def commits(run: Run) -> list[int]:
     return [commit.step for commit in CheckpointStore(run.directory / "checkpoints").list()]
-
-
-def test_sigterm_ends_the_run_and_the_same_command_goes_on(tmp_path: Path, words: Path) -> None:
-    run = Run(tmp_path, "stopped", words, ["train.steps=400", "checkpoint.every_steps=50"])
-    run.start()
-    run.wait_for(lambda: any((run.directory / "checkpoints").glob("*/COMMIT.json")))
-    assert run.process is not None
-    run.process.send_signal(signal.SIGTERM)
-    assert run.finish() == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM" in run.output()
-    assert "Traceback" not in (tmp_path / "stopped.log").read_text()
-    assert run.leftovers() == []
-    done = commits(run)[-1]
-    run.train(f"train.steps={done + 10}")
-    assert [line["step"] for line in run.steps()] == list(range(1, done + 11))
 
 
 def test_a_rank_that_leaves_without_finishing_is_no_success(tmp_path: Path, words: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fmscale.errors import RunHeldError
+from fmscale.observe.heartbeat import Heartbeat, heartbeat_path
 from fmscale.observe.terms import Term
 from fmscale.training.lease import Lease
 
@@ -47,6 +48,75 @@ def test_a_second_process_is_refused_and_told_who_holds_the_run(tmp_path: Path) 
     finally:
         end(pid)
     Lease(tmp_path).acquire()  # kill -9 has freed it
+
+
+def forked_keeper(run_dir: Path) -> tuple[int, int]:
+    """(holder, its forked child); the child keeps the lock's file open, as a child forked without exec does."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        lease = Lease(run_dir)
+        lease.acquire()
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(0)
+        os.write(writer, str(child).encode())
+        time.sleep(60)
+        os._exit(0)
+    return pid, int(os.read(reader, 20))
+
+
+@pytest.mark.parametrize("how", ["dead", "zombie"])
+def test_a_dead_holder_is_taken_over_at_once_even_if_its_lock_lives_on(tmp_path: Path, how: str) -> None:
+    pid, child = forked_keeper(tmp_path)
+    try:
+        with pytest.raises(RunHeldError, match=f"process {pid}"):
+            Lease(tmp_path).acquire()
+        os.kill(pid, signal.SIGKILL)
+        if how == "dead":
+            os.waitpid(pid, 0)
+        else:
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        mine = Lease(tmp_path)
+        mine.acquire()
+        assert mine.still_held()
+        with pytest.raises(RunHeldError, match=f"process {os.getpid()}"):
+            Lease(tmp_path).acquire()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        if how == "zombie":
+            os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("change", [{"boot": "x"}, {"namespace": "x"}, {"host": "x", "boot": "x"}, {"started": None}])
+def test_a_holder_of_another_machine_or_namespace_is_not_judged(tmp_path: Path, change: dict[str, str]) -> None:
+    """Its pid means nothing here; only a user may take over."""
+    pid, child = forked_keeper(tmp_path)
+    lock = tmp_path / "lease" / "lock"
+    holder = json.loads(lock.read_bytes())
+    assert holder["pid"] == pid
+    end(pid)
+    try:
+        lock.write_bytes(json.dumps({k: v for k, v in {**holder, **change}.items() if v is not None}).encode())
+        with pytest.raises(RunHeldError, match="another process holds this run"):
+            Lease(tmp_path).acquire()
+        Lease(tmp_path).acquire(take_over=True)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_the_holders_job_and_its_ranks_last_beat_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    with Lease(tmp_path).held():
+        with pytest.raises(RunHeldError, match=r"Slurm job 4711, since 20.*; none of its ranks has moved yet"):
+            Lease(tmp_path).acquire()
+        Heartbeat(tmp_path, 0)
+        os.utime(heartbeat_path(tmp_path, 0), (time.time() - 100, time.time() - 90))
+        with pytest.raises(
+            RunHeldError, match=r"its ranks last moved 90 s ago\n  do: wait for it, or stop it.*--take-over"
+        ):
+            Lease(tmp_path).acquire()
 
 
 def test_the_lock_is_released_with_the_block_and_with_the_object(tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""One incarnation of a run: a driver (Ray's, or torchrun), watched until it ends, and nothing of it left behind.
+
+While it runs, requests to stop are passed on to the ranks and given `launch.grace_s`; under torchrun the ranks'
+heartbeats are watched here, on Ray by the driver (and here with a longer limit, should the driver itself be stuck).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from fmscale.config import Config
+from fmscale.errors import StopRequested
+from fmscale.observe.events import EventLog
+from fmscale.observe.failure import first_cause
+from fmscale.observe.heartbeat import Hang, HeartbeatWatch, dump_stacks
+from fmscale.observe.metrics import last_step
+from fmscale.observe.oom import oom_kills
+from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.stopping import request_stop, withdraw_request
+from launcher.requests import StopRequests
+from launcher.restarts import Ending
+
+INCARNATION, RUN = "FMSCALE_INCARNATION", "FMSCALE_RUN"
+"""Environment variables that every process of an incarnation carries: its tag, and the run's directory."""
+
+LOOK_EVERY_S = 0.1
+LEAVE_S = 2.0
+"""Under torchrun: how long ranks and agent have to leave once a rank has said why it failed."""
+DRIVER_IS_STUCK_S = 120.0
+"""On Ray: how much longer than `launch.timeout_s` ranks may be silent until the driver is taken to be stuck as well."""
+
+
+@dataclass(kw_only=True)
+class Incarnation:
+    config: Config
+    tag: str
+    events: EventLog
+    requests: StopRequests
+    roll_back: str | None = None
+    killed: str = ""
+    """Why the supervisor itself ended it, if it did, instead of waiting for its ranks."""
+
+    def run(self) -> Ending:
+        """Start a driver, wait for it, leave nothing of it behind."""
+        config, run_dir = self.config, self.config.run_dir
+        before, kills, hang = max(0, last_step(run_dir)), oom_kills(), None
+        withdraw_request(run_dir)
+        log = run_dir / "logs" / "driver.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as stderr:
+            said = stderr.tell()
+            driver = subprocess.Popen(
+                _command(config),
+                env=self._environment(),
+                stderr=stderr,
+                preexec_fn=die_with_parent,
+                process_group=0,  # Ctrl-C in a terminal is for the supervisor: ranks are to save first
+            )
+            try:
+                hang = self._wait(driver)
+            finally:
+                driver.kill()
+                code = driver.wait()
+                sweep(INCARNATION, self.tag)
+                withdraw_request(run_dir)
+        step = max(0, last_step(run_dir))
+        return Ending(
+            exit_code=code,
+            step=step,
+            committed=committed_step(run_dir),
+            moved=step > before,
+            failure=first_cause(run_dir, self.tag),
+            hang=str(hang) if hang else "",
+            oom_kills=max(0, oom_kills() - kills),
+            words=_text_since(log, said),
+        )
+
+    def _wait(self, driver: subprocess.Popen[bytes]) -> Hang | None:
+        """Until the driver has ended, hangs or is out of time."""
+        asked_at: float | None = None
+        failed_at: float | None = None
+        watch = self._watch()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                driver.wait(LOOK_EVERY_S)
+                return None
+            if self.requests.now:
+                self.killed = "stopped at once"
+                return None
+            if asked_at is None and (reason := self.requests.reason):
+                asked_at = time.monotonic()
+                self._pass_on(reason)
+            if asked_at is not None:
+                if time.monotonic() - asked_at > self.config.launch.grace_s:
+                    self.killed = f"killed: not done within launch.grace_s={self.config.launch.grace_s:g}"
+                    return None
+            elif failed_at is None and self._a_rank_failed():
+                failed_at = time.monotonic()
+            elif failed_at is not None and time.monotonic() - failed_at > LEAVE_S:
+                return None
+            elif watch is not None and (hang := watch.look()) is not None:
+                self._show(hang)
+                return hang
+
+    def _a_rank_failed(self) -> bool:
+        """Whether a rank of torchrun's has said that it ends (on Ray the driver may replace it)."""
+        if self.config.launch.backend != "torchrun":
+            return False
+        failure = first_cause(self.config.run_dir, self.tag)
+        return failure is not None and not failure.is_echo and failure.exit_code != StopRequested.exit_code
+
+    def _pass_on(self, reason: str) -> None:
+        self.events.write("stop_requested", incarnation=self.tag, reason=reason)
+        try:
+            request_stop(self.config.run_dir, self.tag, reason)
+        except OSError as error:  # ranks could not save there either; the grace period ends this
+            say(f"the ranks cannot be asked to stop: {error}")
+        say(f"{reason}: saving and stopping, at most {self.config.launch.grace_s:g} s; Ctrl-C twice stops now")
+
+    def _watch(self) -> HeartbeatWatch | None:
+        launch = self.config.launch
+        if not launch.hang_s:
+            return None
+        start_s = launch.timeout_s + (DRIVER_IS_STUCK_S if launch.backend == "ray" else 0.0)
+        return HeartbeatWatch(
+            run_dir=self.config.run_dir,
+            world=self.config.world_size,
+            limit_s=start_s if launch.backend == "ray" else launch.hang_s,
+            start_s=start_s,
+            incarnation=self.tag,
+        )
+
+    def _show(self, hang: Hang) -> None:
+        show_hang(self.config.run_dir, hang, self.tag, self.events)
+
+    def _environment(self) -> dict[str, str]:
+        environment = {**os.environ, INCARNATION: self.tag, RUN: str(self.config.run_dir.resolve())}
+        if self.roll_back:
+            environment["FMSCALE_ROLL_BACK"] = self.roll_back
+        threads = str(self.config.train.threads_per_rank)
+        return {**environment, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+
+
+def show_hang(run_dir: Path, hang: Hang, incarnation: str, events: EventLog) -> None:
+    """Have all ranks of this host write their stacks, and tell the run's events who is missing."""
+    stacks = dump_stacks(run_dir, str(hang), incarnation)
+    events.write(
+        "hang",
+        incarnation=incarnation,
+        missing=[place.rank for place in hang.missing],
+        ranks=[str(place) for place in hang.places],
+        stacks=[str(path.relative_to(run_dir)) for path in stacks],
+        text=str(hang),
+    )
+
+
+def committed_step(run_dir: Path) -> int:
+    """Step of the newest commit, by term first; 0 without one."""
+    commits = CheckpointStore(run_dir / "checkpoints").list()
+    return max(((commit.term, commit.step) for commit in commits), default=(0, 0))[1]
+
+
+def _command(config: Config) -> list[str]:
+    run_dir = str(config.run_dir)
+    if config.launch.backend == "ray":
+        return [sys.executable, "-m", "launcher.driver", run_dir]
+    flags = ["--standalone", f"--nproc-per-node={config.world_size}", "--max-restarts=0"]
+    return [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "fmscale.training.worker", run_dir]
+
+
+def _text_since(log: Path, start: int) -> str:
+    """What the driver wrote to its log; the last 64 kB of it."""
+    with log.open("rb") as file:
+        file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))
+        return file.read().decode(errors="replace")
+
+
+def sweep(variable: str, value: str) -> None:
+    """Kill every process of this machine that carries the variable, and wait until they are gone (at most 10 s)."""
+    left = []
+    for process in psutil.process_iter():
+        if process.pid == os.getpid():
+            continue
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(variable) == value:
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, timeout=10)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when its parent dies (prctl(2), PR_SET_PDEATHSIG; Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def say(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may be reading any more
+        print(f"{time.strftime('%H:%M:%S', time.gmtime())} {text}", flush=True)

@@ -1,0 +1,101 @@
+"""What a rank takes for a request to stop, and for how long."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from fmscale.config import LaunchConfig
+from fmscale.training.stopping import REQUEST, Stopping, request_stop, seconds_left, withdraw_request
+from launcher.requests import StopRequests
+
+LAUNCH = LaunchConfig()
+
+
+@pytest.fixture(autouse=True)
+def _incarnation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FMSCALE_INCARNATION", "a.2")  # the third attempt of the driver of incarnation a
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_a_request_inside_the_block_only(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with Stopping(tmp_path, 3, LAUNCH) as stopping:
+        assert stopping.reason == ""
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopping.reason == f"{number.name} to rank 3"
+    assert signal.getsignal(number) is before
+
+
+def test_the_file_reaches_rank_0_of_its_incarnation_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request_stop(tmp_path, "a", "SIGTERM")
+    assert Stopping(tmp_path, 0, LAUNCH).reason == "SIGTERM"
+    assert Stopping(tmp_path, 1, LAUNCH).reason == ""
+    for other in ("b", ""):
+        monkeypatch.setenv("FMSCALE_INCARNATION", other)
+        assert Stopping(tmp_path, 0, LAUNCH).reason == ""
+    monkeypatch.setenv("FMSCALE_INCARNATION", "a")
+    (tmp_path / REQUEST).write_text("{torn")
+    assert Stopping(tmp_path, 0, LAUNCH).reason == ""
+    withdraw_request(tmp_path)
+    withdraw_request(tmp_path)
+    assert not (tmp_path / REQUEST).exists()
+
+
+def test_in_another_thread_signals_stay_with_the_process(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run() -> None:
+        with Stopping(tmp_path, 0, LAUNCH):
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+
+
+@pytest.mark.parametrize(
+    ("limit", "end", "left"),
+    [(0, "", None), (100, "", 100 - 30 - 10), (0, "5200", 200 - 10), (100, "5050", 50 - 10), (0, "soon", None)],
+)
+def test_the_nearer_limit_counts(limit: float, end: str, left: float | None) -> None:
+    """After 30 seconds, at 5,000 s of the epoch, with ten seconds of grace."""
+    launch = LaunchConfig(time_limit_s=limit, grace_s=10)
+    assert seconds_left(launch, {"SLURM_JOB_END_TIME": end}, ran_s=30, now=5000.0) == left
+
+
+def test_without_a_supervisor_the_rank_keeps_the_time_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    launch = LaunchConfig(time_limit_s=60, grace_s=10)
+    supervised = Stopping(tmp_path, 1, launch, lambda: now[0])
+    monkeypatch.delenv("FMSCALE_INCARNATION")
+    alone = Stopping(tmp_path, 1, launch, lambda: now[0])
+    requests = StopRequests(launch, lambda: now[0])
+    now[0] = 149
+    assert (alone.reason, requests.reason) == ("", "")
+    now[0] = 150
+    assert alone.reason == requests.reason == "the time limit"
+    assert requests.exit_code == 85
+    assert supervised.reason == ""
+
+
+def test_what_the_supervisor_notes() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequests(LAUNCH) as requests:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert (requests.reason, requests.now, requests.exit_code) == ("SIGTERM", False, 85)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (requests.reason, requests.now, requests.exit_code) == ("SIGTERM", False, 130)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert requests.now
+    assert signal.getsignal(signal.SIGINT) is before

@@ -209,6 +209,8 @@ class LaunchConfig:
     """Restarts after which the run gives up; two failures at the same step end it sooner."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: GPUs where every rank can have one, else CPUs over gloo."""
+    spares: int = 1
+    """On Ray and CPUs: processes a node that have imported everything and wait to take a lost rank's place."""
     timeout_s: float = 600.0
     """Time after which a collective operation gives up; also the longest silence of a rank that starts."""
     hang_s: float = 300.0

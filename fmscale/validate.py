@@ -20,7 +20,7 @@ NOT_NEGATIVE = """
     model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
     schedule.final_lr_ratio
     checkpoint.every_steps checkpoint.keep_every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts
-    launch.hang_s launch.time_limit_s
+    launch.hang_s launch.time_limit_s launch.spares
 """
 
 

@@ -1,6 +1,6 @@
 """`make demo`: the main path, whole, on text that every machine has. Each stage is a command a user can run alone.
 
-    gather -> tokenizer -> prepare -> train -> compare          all below OUT/demo-data and OUT/demo
+    gather -> tokenizer -> prepare -> train -> compare -> twin          all below OUT/demo-data, demo and demo-twin
 
 Finished stages are written down and believed on the next start, so a demo that was killed goes on.
 """
@@ -27,6 +27,7 @@ from fmscale.errors import FmscaleError
 from fmscale.tokenizer import Tokenizer
 from launcher.ray_cluster import cluster, private_environment
 from launcher.start import start, write_summary
+from launcher.twin import BATCHES, SAME, RankKiller, compare, fork, fork_point
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 VOCAB_SIZE = 4096
@@ -35,6 +36,8 @@ HELDOUT_FRACTION = 0.08
 FP32_STEPS = 350
 BAR = 0.75
 """The model must need at most this share of the bits of the held-out text's own unigram model."""
+LAST_STEPS = 60
+"""Steps that the killed run and its twin are compared over."""
 PROMPT = "def read_config(path):\n"
 
 
@@ -66,8 +69,9 @@ def run_demo(out: Path, fresh: bool) -> None:
     with private_environment():
         make_demo_corpus(paths, stages)
         config = _config(paths)
-        stages.do("train", f"on Ray with DeepSpeed -> {paths.run}", lambda: _train(config))
+        stages.do("train", f"on Ray with DeepSpeed, one rank is killed -> {paths.run}", lambda: _train(config))
         stages.do("compare", "with the text's own unigram model and xz", lambda: _compare(config, stages.seconds))
+        stages.do("twin", f"nobody kills anything, from the same checkpoint -> {paths.run}-twin", lambda: _twin(config))
     _show(paths, config)
 
 
@@ -83,7 +87,7 @@ def make_demo_corpus(paths: Paths, stages: Stages, megabytes: int = 24, **recipe
 class Stages:
     """The demo's stages and what each came to, in a file: one that is done is not done again."""
 
-    COUNT = 5
+    COUNT = 6
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -163,6 +167,7 @@ def _config(paths: Paths) -> Config:
         settings.append("parallel.dp=1")
     elif gpus == 0 and not _fast_bf16():
         settings += ["train.precision=fp32", f"train.steps={FP32_STEPS}", f"eval.every_steps={FP32_STEPS // 4}"]
+        settings += ["checkpoint.every_steps=50"]
     return load([CONFIG], settings)
 
 
@@ -180,8 +185,26 @@ def _fast_bf16() -> bool:
 
 
 def _train(config: Config) -> str:
-    start(config)
-    return f"{config.train.steps} steps"
+    """Train, and kill a rank on the way: 20 steps after the checkpoint that the twin will start from, or later."""
+    every = config.checkpoint.every_steps
+    killer = RankKiller(config, (config.train.steps - LAST_STEPS) // every * every + 20)
+    killer.start()
+    try:
+        start(config)
+    finally:
+        killer.stop()
+    told = f"; a rank was killed after step {killer.killed_at}" if killer.killed_at else ""
+    return f"{config.train.steps} steps{told}"
+
+
+def _twin(config: Config) -> str:
+    """Train the same run again from a checkpoint before the kill, undisturbed, and compare."""
+    twin = fork(config, fork_point(config, LAST_STEPS), f"{config.run.name}-twin")
+    start(twin)
+    exact = config.train.deterministic or not _gpus()
+    steps = compare(config.run_dir, twin.run_dir, LAST_STEPS, SAME if exact else BATCHES)
+    what = "batch hash, loss and gradient norm" if exact else "batch hash; losses only with train.deterministic"
+    return f"steps {steps[0]} to {steps[-1]} are the killed run's to the last bit: {what}"
 
 
 def _compare(config: Config, seconds: float) -> str:

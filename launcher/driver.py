@@ -12,13 +12,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import ray
-from ray.exceptions import RayActorError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
@@ -27,9 +24,10 @@ from fmscale.corpus.readers import start_readers
 from fmscale.errors import MachineError
 from fmscale.observe import pids
 from fmscale.observe.failure import record
+from launcher.group import RankGroup
 from launcher.progress import Follower
-from launcher.ranks import RankActor
-from launcher.ray_cluster import cluster
+from launcher.ray_cluster import Cluster, RayLost, cluster
+from launcher.recovery import Recovery
 
 PLACEMENT_TIMEOUT_S = 120.0
 
@@ -39,8 +37,13 @@ def main(run_dir: Path) -> int:
     incarnation = os.environ["FMSCALE_INCARNATION"]
     pids.register(run_dir, "driver", 0)
     try:
-        with cluster(min_cpus=config.world_size):
-            return _drive(config)
+        with cluster(min_cpus=config.world_size) as ray_processes:
+            try:
+                return _drive(config, incarnation, ray_processes)
+            except RayLost as error:
+                record(run_dir, incarnation, -1, error)
+                print(error, file=sys.stderr, flush=True)
+                os._exit(error.exit_code)  # to take leave of Ray would wait for what is gone
     except Exception as error:
         record(run_dir, incarnation, -1, error)
         raise
@@ -61,48 +64,26 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(told)}
 
 
-def _drive(config: Config) -> int:
+def _drive(config: Config, incarnation: str, ray_processes: Cluster) -> int:
     run_dir, world = config.run_dir, config.world_size
-    group, gpus = _place(config)
-    strategies = [PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank) for rank in range(world)]
-    actor, environment = ray.remote(RankActor), _environment()
-    ranks = [
-        actor.options(num_cpus=1, num_gpus=gpus, scheduling_strategy=strategies[rank]).remote(config, rank, environment)
-        for rank in range(world)
-    ]
-    nodes = ray.get([rank.node.remote() for rank in ranks])
+    placement, gpus = _place(config)
+    places = [PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank) for rank in range(world)]
+    group = RankGroup(config, ray_processes, places, gpus, _environment())
     readers = [
         reader
-        for node in dict.fromkeys(nodes)
+        for node in group.nodes
         for reader in start_readers(config, run_dir, NodeAffinitySchedulingStrategy(node, soft=True), pids.register)
     ]
-    address, port = ray.get(ranks[0].open_store.remote(world, config.launch.timeout_s))
-    seen: dict[str, int] = defaultdict(int)
-    running = {}
-    for rank, node in enumerate(nodes):
-        running[ranks[rank].run.remote(world, seen[node], address, port, readers)] = rank
-        seen[node] += 1
-    return _watch(config, running)
-
-
-def _watch(config: Config, running: dict[Any, int]) -> int:
-    """Show progress until all ranks have finished (0) or one has failed (1)."""
     with Follower(config) as follower:
-        while running:
-            done, _ = ray.wait(list(running), timeout=0.2)
-            follower.update()
-            for reference in done:
-                rank = running.pop(reference)
-                try:
-                    ray.get(reference)
-                except RayActorError:
-                    print(f"rank {rank} died", file=sys.stderr)
-                    return 1
-                except Exception as error:  # the rank has recorded it; the supervisor tells the first cause
-                    print(f"rank {rank}: {error}", file=sys.stderr)
-                    time.sleep(1)  # peers that fail in the same moment may write their record too
-                    return 1
-    return 0
+        recovery = Recovery(config, incarnation, group, follower)
+        while True:
+            ending = group.attempt(readers, recovery.attempt, recovery.roll_back, recovery.idle)
+            if ending is None:
+                return 0
+            recovery.judge(ending)
+            started = time.monotonic()
+            group.mend()
+            recovery.mended(ending, time.monotonic() - started)
 
 
 def _place(config: Config) -> tuple[PlacementGroup, int]:

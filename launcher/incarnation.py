@@ -25,13 +25,15 @@ from fmscale.observe.failure import first_cause
 from fmscale.observe.heartbeat import Hang, HeartbeatWatch, dump_stacks
 from fmscale.observe.metrics import last_step
 from fmscale.observe.oom import oom_kills
+from fmscale.observe.terms import load_term, newest_term
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.stopping import request_stop, withdraw_request
 from launcher.requests import StopRequests
 from launcher.restarts import Ending
 
-INCARNATION, RUN = "FMSCALE_INCARNATION", "FMSCALE_RUN"
-"""Environment variables that every process of an incarnation carries: its tag, and the run's directory."""
+INCARNATION, RUN, ROLL_BACK = "FMSCALE_INCARNATION", "FMSCALE_RUN", "FMSCALE_ROLL_BACK"
+"""Environment variables that every process of an incarnation carries: its tag, the run's directory, and the checkpoint
+to start from where that is not the newest (fmscale/training/agree.py, which imports torch)."""
 
 LOOK_EVERY_S = 0.1
 LEAVE_S = 2.0
@@ -146,7 +148,7 @@ class Incarnation:
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, INCARNATION: self.tag, RUN: str(self.config.run_dir.resolve())}
         if self.roll_back:
-            environment["FMSCALE_ROLL_BACK"] = self.roll_back
+            environment[ROLL_BACK] = self.roll_back
         threads = str(self.config.train.threads_per_rank)
         return {**environment, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
@@ -168,6 +170,12 @@ def committed_step(run_dir: Path) -> int:
     """Step of the newest commit, by term first; 0 without one."""
     commits = CheckpointStore(run_dir / "checkpoints").list()
     return max(((commit.term, commit.step) for commit in commits), default=(0, 0))[1]
+
+
+def rolled_back(run_dir: Path, name: str, first_term: int) -> bool:
+    """Whether a term since `first_term` goes on from the checkpoint `name`: then restarts go on from that term."""
+    newest = newest_term(run_dir)
+    return newest > first_term and load_term(run_dir, newest).parent == name
 
 
 def _command(config: Config) -> list[str]:

@@ -33,12 +33,16 @@ class Follower:
         steps, evals, events = self._files
         for event in events.new_lines():
             if (text := _remark(event)) is not None:
-                with contextlib.suppress(OSError):
-                    self._terminal.note(text)
+                self.note(text)
         for line in steps.new_lines():
             self.console.step(line)
         for line in evals.new_lines():
             self.console.eval(line)
+
+    def note(self, text: str) -> None:
+        """A line between the others."""
+        with contextlib.suppress(OSError):  # nobody may be reading any more
+            self._terminal.note(text)
 
     def __enter__(self) -> Follower:
         return self

@@ -1,34 +1,48 @@
 """A rank as a Ray actor: a process of its own, in which alone torch and DeepSpeed are imported.
 
 The same `worker.run_rank` runs under torchrun without Ray; this class only tells it where it stands and hands it a
-loader that asks reader actors.
+loader that asks reader actors. An actor may run more than once: one that lost a peer is asked again, with another in
+the peer's place. A spare is an actor that has nothing to do yet, has imported everything and has stepped a small engine
+once: what takes ten seconds in a new process takes it a fraction of one.
 """
 
 from __future__ import annotations
 
 import os
+import socket
+from pathlib import Path
 from typing import Any, Literal
 
 import ray
 
 from fmscale.config import Config
 from fmscale.corpus.readers import RayLoader
+from fmscale.observe import pids
 
 
 class RankActor:
-    """One rank in a process of its own; torch and DeepSpeed are imported in here, never in the driver."""
+    """A process that can be a rank; torch and DeepSpeed are imported in here, never in the driver."""
 
-    def __init__(self, config: Config, rank: int, environment: dict[str, str]) -> None:
-        """config: with absolute paths. environment: the driver's own settings, which a joined cluster does not know."""
-        self.config, self.run_dir, self.rank = config, config.run_dir, rank
+    def __init__(self, config: Config, name: str, environment: dict[str, str]) -> None:
+        """config: with absolute paths. name: of the log until it is a rank.
+
+        environment: the driver's own settings, which a joined cluster does not know.
+        """
+        self.config = config
         self.store: Any = None
         os.environ.update(environment)  # before torch is imported: it reads OMP_NUM_THREADS then
-        log = os.open(self.run_dir / "logs" / f"rank-{rank:05d}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        _log_to(config.run_dir / "logs" / f"{name}.log")
 
-    def node(self) -> str:
-        return str(ray.get_runtime_context().get_node_id())
+    def whereabouts(self) -> tuple[str, str, int]:
+        """(Ray's node id, host name, process id)"""
+        return str(ray.get_runtime_context().get_node_id()), socket.gethostname(), os.getpid()
+
+    def warm_up(self, number: int) -> None:
+        """Be spare `number`: have done once all that is slow for the first time."""
+        from fmscale.training.warm import warm_up
+
+        pids.register(self.config.run_dir, "spare", number)
+        warm_up(self.config)
 
     def open_store(self, world: int, timeout_s: float) -> tuple[str, int]:
         """Rank 0 opens the meeting point of all ranks: (address, port)."""
@@ -37,14 +51,40 @@ class RankActor:
         self.store = open_store(world, timeout_s)
         return ray.util.get_node_ip_address(), int(self.store.port)
 
-    def run(self, world: int, local_rank: int, address: str, port: int, readers: list[Any]) -> None:
+    def run(
+        self,
+        rank: int,
+        world: int,
+        local_rank: int,
+        address: str,
+        port: int,
+        readers: list[Any],
+        attempt: str,
+        roll_back: str,
+    ) -> None:
+        """Be rank `rank` until the last step.
+
+        attempt: the name under which a failure is recorded. roll_back: the checkpoint to start from, "" the newest.
+
+        Raises what ends the rank; the actor can run again afterwards.
+        """
         from fmscale.training.worker import RankPlace, guarded, join_store, run_rank
 
         config = self.config
-        with guarded(self.run_dir, self.rank):
-            store = self.store or join_store(address, port, world, config.launch.timeout_s)
+        _log_to(config.run_dir / "logs" / f"rank-{rank:05d}.log")
+        os.environ.update(FMSCALE_INCARNATION=attempt, FMSCALE_ROLL_BACK=roll_back)
+        with guarded(config.run_dir, rank):
+            store = self.store if rank == 0 else join_store(address, port, world, config.launch.timeout_s)
             device: Literal["cpu", "cuda"] = "cuda" if ray.get_gpu_ids() else "cpu"
             place = RankPlace(
-                rank=self.rank, world=world, local_rank=local_rank, device=device, shows_progress=False, store=store
+                rank=rank, world=world, local_rank=local_rank, device=device, shows_progress=False, store=store
             )
             run_rank(config, place, lambda **loader: RayLoader(readers, **loader))
+
+
+def _log_to(path: Path) -> None:
+    """Send this process's standard output and error to the end of `path`."""
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)

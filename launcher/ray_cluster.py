@@ -27,6 +27,10 @@ OBJECT_STORE_BYTES = 256 * 2**20
 LONGEST_DIRECTORY = 32
 """Bytes: a Unix socket's path has at most 107, of which Ray's session takes 66 and the process id up to 8."""
 
+PATIENCE = {"RAY_worker_niceness": "0", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
+"""Ray's settings of a local cluster: its workers, which are our ranks, are as important as any other process (Ray's
+niceness is 15), and whoever lost the control process gives up after 5 s (Ray: 60), so that the run starts again."""
+
 DIRECTORY = "FMSCALE_RAY_DIR"
 """Environment variable: the private directory of a local cluster; set together with the token's variables."""
 
@@ -47,6 +51,8 @@ def private_environment() -> Iterator[None]:
     token.write_text(secrets.token_hex(32))
     os.environ[DIRECTORY] = str(directory)
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN_PATH=str(token), RAY_USAGE_STATS_ENABLED="0")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
     try:
         yield
     finally:
@@ -54,8 +60,37 @@ def private_environment() -> Iterator[None]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
+class RayLost(MachineError):
+    """A process that a cluster of this machine cannot do without is gone."""
+
+
+class Cluster:
+    """The processes of a local cluster that this process started; of a joined one, none."""
+
+    def __init__(self) -> None:
+        children = psutil.Process().children()
+        self._processes = {child: child.name() for child in children if child.name() in ("gcs_server", "raylet")}
+
+    def require_alive(self) -> None:
+        """Raises RayLost: Ray itself would wait for minutes, and what it lost it cannot bring back."""
+        for process, name in self._processes.items():
+            if is_gone(process):
+                raise RayLost(
+                    f"a process of Ray is gone: {name}",
+                    expected=f"process {process.pid} to live as long as the run",
+                    found="it was killed, or died",
+                    do="nothing: Ray and the ranks start anew from the newest checkpoint",
+                )
+
+
+def is_gone(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    return True
+
+
 @contextlib.contextmanager
-def cluster(min_cpus: int) -> Iterator[None]:
+def cluster(min_cpus: int) -> Iterator[Cluster]:
     """Ray is connected inside the block; a local cluster ends with it.
 
     min_cpus: CPU slots that a local cluster must offer, even on a machine with fewer cores.
@@ -76,7 +111,7 @@ def cluster(min_cpus: int) -> Iterator[None]:
                 ray.shutdown()
                 ray.init(num_cpus=min_cpus, **local, **quiet)
         try:
-            yield
+            yield Cluster()
         finally:
             ray.shutdown()
 

@@ -139,6 +139,8 @@ def classify(ending: Ending) -> Incident:
         return incident("ray lost", "Ray's control process (GCS) was lost")
     if ending.exit_code < 0:
         return incident("driver lost", f"the driver was killed by {_signal_name(-ending.exit_code)}")
+    if rank is not None and code is None:
+        return incident("killed", f"{who} died without a word: it was killed, or it left")
     if failure is not None:
         lost = f"{_who(failure.rank)} lost it: {failure.kind}: {_first_line(failure.message)[:100]}"
         return incident("peer lost", f"a rank was killed or hung ({lost})")

@@ -16,11 +16,11 @@ from fmscale.errors import CheckpointError, RunHeldError, StopRequested
 from fmscale.observe import pids
 from fmscale.observe.events import EventLog, read_events
 from fmscale.observe.metrics import last_step
-from fmscale.observe.terms import load_term, newest_term
+from fmscale.observe.terms import newest_term
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
 from launcher import snapshot
-from launcher.incarnation import RUN, Incarnation, committed_step, say, sweep
+from launcher.incarnation import RUN, Incarnation, committed_step, rolled_back, say, sweep
 from launcher.ray_cluster import private_environment
 from launcher.requests import StopRequests
 from launcher.restarts import Ending, Restarts, classify
@@ -46,7 +46,7 @@ def supervise(config: Config, roll_back: str | None = None, take_over: bool = Fa
             _require(lease)
             if requests.reason:
                 raise _asked(requests, "between two incarnations", run_dir)
-            if roll_back and _rolled_back(run_dir, roll_back, first_term):
+            if roll_back and rolled_back(run_dir, roll_back, first_term):
                 roll_back = None
             tag = uuid.uuid4().hex[:12]
             incarnation = Incarnation(config=config, tag=tag, events=events, requests=requests, roll_back=roll_back)
@@ -120,9 +120,3 @@ def _require(lease: Lease) -> None:
             found="a newer lock on it",
             do="nothing: the run goes on there",
         )
-
-
-def _rolled_back(run_dir: Path, name: str, first_term: int) -> bool:
-    """Whether a term since the start goes on from the checkpoint `name`: then restarts go on from that term."""
-    newest = newest_term(run_dir)
-    return newest > first_term and load_term(run_dir, newest).parent == name

@@ -83,14 +83,14 @@ class Run:
     def steps(self) -> list[dict[str, Any]]:
         return series(self.directory)
 
-    def wait_for(self, what: Callable[[], Any], timeout_s: float = 90.0) -> None:
+    def wait_for(self, what: Callable[[], Any], timeout_s: float = 120.0, pause_s: float = 0.02) -> None:
         """Until `what()` is true."""
         assert self.process is not None, "not started"
         deadline = time.monotonic() + timeout_s
         while not what():
             assert self.process.poll() is None, f"the run ended early\n{self.output()}"
             assert time.monotonic() < deadline, f"nothing after {timeout_s} s\n{self.output()}"
-            time.sleep(0.02)
+            time.sleep(pause_s)
 
     def wait_for_step(self, step: int) -> None:
         self.wait_for(lambda: any(line["step"] >= step for line in _lines(self.directory / "metrics.jsonl")))
@@ -99,6 +99,10 @@ class Run:
         """Until terms later than `after_term` have recorded `count` steps."""
         file = self.directory / "metrics.jsonl"
         self.wait_for(lambda: sum(line["term"] > after_term for line in _lines(file)) >= count)
+
+    def last_line(self) -> dict[str, Any]:
+        """Of metrics.jsonl."""
+        return _lines(self.directory / "metrics.jsonl")[-1]
 
     def pids(self, role: str, rank: int | None = None) -> list[int]:
         """Living processes of the run by role."""

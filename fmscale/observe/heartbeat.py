@@ -198,7 +198,7 @@ class HeartbeatWatch:
         self._seen[rank] = (line, since)
         try:
             said = json.loads(line)
-            mine = said["incarnation"] == self.incarnation
+            mine = _belongs(said["incarnation"], self.incarnation)
         except (ValueError, KeyError):  # not there yet, or caught while it was written
             mine = False
         if not mine:
@@ -227,6 +227,11 @@ class HeartbeatWatch:
         return True
 
 
+def _belongs(name: str, incarnation: str) -> bool:
+    """Attempts of an incarnation are named INCARNATION.NUMBER."""
+    return name == incarnation or name.startswith(f"{incarnation}.")
+
+
 def _missing(places: Sequence[Place]) -> tuple[Place, ...]:
     halted = tuple(place for place in places if place.state in ("T", "t", "Z", "gone"))
     last = min(place.order for place in places)
@@ -242,7 +247,7 @@ def dump_stacks(run_dir: Path, why: str, incarnation: str) -> list[Path]:
     for path in sorted((run_dir / "heartbeats").glob("rank-*")):
         try:
             said = json.loads(path.read_bytes())
-            ours = said["incarnation"] == incarnation and said["host"] == socket.gethostname()
+            ours = _belongs(said["incarnation"], incarnation) and said["host"] == socket.gethostname()
         except (OSError, ValueError, KeyError):
             continue
         process = state(said["pid"], said["started"]) if ours else "gone"

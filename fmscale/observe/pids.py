@@ -52,6 +52,11 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if {"role", "rank", "node", "pid"} <= entry.keys()]
 
 
+def is_here(entry: dict[str, Any]) -> bool:
+    """Whether an entry is of a process of this host."""
+    return bool(entry["node"] == socket.gethostname())
+
+
 def alive(entry: dict[str, Any]) -> bool:
     """Whether the process of an entry of this host runs (stopped counts, a zombie does not)."""
     try:

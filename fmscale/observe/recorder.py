@@ -97,6 +97,6 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sinks.close()
+        self._sinks.close(wait=error is None)  # a run that comes back has no time for a tracker
         self._log.close()
         self._events.close()

@@ -31,7 +31,7 @@ class Sink(Protocol):
 
     def step(self, line: dict[str, Any]) -> None: ...
     def eval(self, line: dict[str, Any]) -> None: ...
-    def close(self) -> None: ...
+    def close(self, wait: bool = True) -> None: ...
 
 
 class Sinks:
@@ -46,8 +46,9 @@ class Sinks:
     def eval(self, line: dict[str, Any]) -> None:
         self._each("eval", line)
 
-    def close(self) -> None:
-        self._each("close")
+    def close(self, wait: bool = True) -> None:
+        """wait: until each has taken what it was given, within its limits."""
+        self._each("close", wait)
         self._sinks = []
 
     def _each(self, method: str, *arguments: Any) -> None:
@@ -89,7 +90,7 @@ class ConsoleSink:
         """A line between the others."""
         self._print(text)
 
-    def close(self) -> None:
+    def close(self, wait: bool = True) -> None:
         if self._progress is not None:
             self._progress.stop()
 
@@ -98,6 +99,9 @@ class ConsoleSink:
             self._progress.console.print(text, highlight=False)
         else:
             print(text, file=self._stream, flush=True)
+
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class WandbSink:
@@ -128,12 +132,12 @@ class WandbSink:
     def eval(self, line: dict[str, Any]) -> None:
         self._put((True, line))
 
-    def close(self) -> None:
-        """Wait up to START_S for W&B to take what it was given, and say so if it did not."""
+    def close(self, wait: bool = True) -> None:
+        """Wait up to START_S for W&B to take what it was given, and say so if it did not; or let it go on by itself."""
         if self._thread is not None and self._thread.is_alive():
             self._put(None)
-            self._thread.join(self.START_S)
-            if self._thread.is_alive():
+            self._thread.join(self.START_S if wait else 0.0)
+            if wait and self._thread.is_alive():
                 _log.warning("W&B did not finish in %d s; metrics.jsonl has every line", self.START_S)
 
     def _put(self, item: tuple[bool, dict[str, Any]] | None) -> None:
@@ -141,6 +145,10 @@ class WandbSink:
             self._lines.put_nowait(item)
 
     def _follow(self) -> None:
+        with _ONE_AT_A_TIME:  # a rank that runs again in the same process: W&B would go on with the run before
+            self._follow_alone()
+
+    def _follow_alone(self) -> None:
         try:
             run = self._start()
             first = int(run.starting_step)  # of a run resumed online: what the server lacks; offline: 0

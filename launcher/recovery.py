@@ -1,0 +1,125 @@
+"""What the driver does about lost ranks by itself: notice, judge as the supervisor would, tell, and go on.
+
+The incidents of one life of the supervisor are one budget (launcher/restarts.py), whoever restarts: they stand in
+events.jsonl, where this process finds those before it and the supervisor finds those of this process. What ends the
+run is raised, recorded as the driver's own failure, and for the supervisor to tell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fmscale.config import Config
+from fmscale.errors import StopRequested
+from fmscale.observe.events import EventLog, read_events
+from fmscale.observe.failure import first_cause
+from fmscale.observe.heartbeat import HeartbeatWatch
+from fmscale.observe.metrics import last_step
+from fmscale.observe.oom import oom_kills
+from fmscale.observe.terms import newest_term
+from fmscale.training.stopping import request_stop
+from launcher import restarts
+from launcher.drain import DrainWatch
+from launcher.group import Ending, RankGroup
+from launcher.incarnation import ROLL_BACK, committed_step, rolled_back, show_hang
+from launcher.progress import Follower
+from launcher.restarts import Restarts, classify
+
+
+class Recovery:
+    """The attempts of one driver."""
+
+    def __init__(self, config: Config, tag: str, group: RankGroup, follower: Follower) -> None:
+        """tag: of the incarnation that this driver is."""
+        self._config, self._run_dir, self._tag = config, config.run_dir, tag
+        self._group, self._follower = group, follower
+        self._events = EventLog(self._run_dir)
+        self._restarts = Restarts(config.launch.max_restarts, incidents_of_this_life(self._run_dir))
+        self._number, self._first_term = -1, newest_term(self._run_dir)
+        self._begin()
+
+    @property
+    def attempt(self) -> str:
+        """Name of the attempt that is under way: failures and heartbeats carry it."""
+        return f"{self._tag}.{self._number}"
+
+    def _begin(self) -> None:
+        launch = self._config.launch
+        self._number, self._hang, self._drained = self._number + 1, "", ""
+        self._step_before, self._kills_before = max(0, last_step(self._run_dir)), oom_kills()
+        self._drain = DrainWatch(self._group.nodes)
+        self._watch = HeartbeatWatch(
+            run_dir=self._run_dir,
+            world=self._config.world_size,
+            limit_s=launch.hang_s or launch.timeout_s,
+            start_s=launch.timeout_s,
+            incarnation=self.attempt,
+        )
+
+    @property
+    def roll_back(self) -> str:
+        """The checkpoint that this attempt is to start from; "": the newest."""
+        name = os.environ.get(ROLL_BACK, "")
+        return "" if name and rolled_back(self._run_dir, name, self._first_term) else name
+
+    def idle(self) -> Sequence[int]:
+        """Show progress, pass on Ray's notice that a node is to go; the ranks that hang."""
+        self._follower.update()
+        if not self._drained and (notice := self._drain.look()):
+            self._drained = notice
+            with contextlib.suppress(OSError):  # ranks could not save there either
+                request_stop(self._run_dir, self._tag, notice)
+        if not self._config.launch.hang_s or (hang := self._watch.look()) is None:
+            return []
+        self._hang = str(hang)
+        show_hang(self._run_dir, hang, self.attempt, self._events)
+        return [place.rank for place in hang.missing]
+
+    def judge(self, ending: Ending) -> None:
+        """Count and tell the incident.
+
+        Raises StopRequested if the ranks have stopped because they were asked to, otherwise what `Restarts.judge` does.
+        """
+        failure, step = first_cause(self._run_dir, self.attempt), max(0, last_step(self._run_dir))
+        if failure is not None and failure.exit_code == StopRequested.exit_code:
+            raise StopRequested(failure.message)
+        incident = classify(
+            restarts.Ending(
+                exit_code=1,
+                step=step,
+                committed=committed_step(self._run_dir),
+                moved=step > self._step_before,
+                failure=failure,
+                hang=self._hang,
+                oom_kills=max(0, oom_kills() - self._kills_before),
+                rank=next(iter(ending.dead), None),
+                words=ending.words,
+            )
+        )
+        self._events.write("incident", incarnation=self.attempt, **incident.to_event())
+        self._restarts.judge(incident)
+        self._events.write("restart", number=self._restarts.count)
+        now, limit = time.strftime("%H:%M:%S", time.gmtime()), self._config.launch.max_restarts
+        number = self._restarts.standing(incident.committed)
+        self._follower.note(f"{now} {incident.words}, after step {step}; restart {number} of {limit}")
+
+    def mended(self, ending: Ending, seconds: float) -> None:
+        """Every place is filled again."""
+        self._events.write("mended", dead=list(ending.dead), stuck=list(ending.stuck), seconds=seconds)
+        self._begin()
+
+
+def incidents_of_this_life(run_dir: Path) -> list[dict[str, Any]]:
+    """Events of kind "incident" since a supervisor last began."""
+    found: list[dict[str, Any]] = []
+    for event in read_events(run_dir):
+        if event["kind"] == "start" and event.get("restarts") == 0:
+            found = []
+        elif event["kind"] == "incident":
+            found.append(event)
+    return found

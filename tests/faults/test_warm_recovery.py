@@ -1,0 +1,52 @@
+"""A rank that dies is replaced by a warm spare: the driver, Ray and the other ranks keep their processes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from fmscale.observe.events import read_events
+from tests.runs import ON_RAY, Run, assert_same_curve
+
+pytestmark = pytest.mark.processes
+
+
+def test_ranks_die_one_after_the_other_and_nobody_else_starts_anew(
+    runs_root: Path, words: Path, reference_run: Run
+) -> None:
+    run = Run(runs_root, "warm", words, ON_RAY)
+    run.start()
+    run.wait_for_step(30)
+    (driver,) = run.pids("driver")
+    for killed, step in enumerate((40, 80)):
+        run.wait_for_step(step)
+        (survivor,) = run.pids("rank", 1 - killed)
+        run.wait_for(lambda: run.pids("spare"))
+        run.kill("rank", killed)
+        run.wait_for_steps(1, after_term=killed + 1)
+        assert run.pids("driver") == [driver]
+        assert run.pids("rank", 1 - killed) == [survivor]
+    assert run.finish() == 0, run.output()
+    assert_same_curve(run, reference_run)
+    kinds = [event["kind"] for event in read_events(run.directory)]
+    assert kinds.count("start") == 1
+    assert [event["dead"] for event in read_events(run.directory) if event["kind"] == "mended"] == [[0], [1]]
+    assert run.leftovers() == []
+
+
+@pytest.mark.parametrize("engine", ["plain", "pipe"])
+@pytest.mark.slow
+def test_under_other_engines(runs_root: Path, words: Path, engine: str) -> None:
+    ranks = ["parallel.pp=2", "parallel.dp=1"] if engine == "pipe" else ["parallel.dp=2"]
+    settings = ["launch.backend=ray", f"engine={engine}", *ranks, "train.steps=80", "checkpoint.every_steps=10"]
+    quiet, killed = (Run(runs_root, f"{name}-{engine}", words, settings) for name in ("quiet", "killed"))
+    quiet.train()
+    killed.start()
+    for number, rank in enumerate(itertools.islice(itertools.cycle((1, 0)), 2)):
+        killed.wait_for_steps(20, after_term=number)
+        killed.kill("rank", rank)
+    assert killed.finish() == 0, killed.output()
+    assert_same_curve(killed, quiet)
+    assert [event["kind"] for event in read_events(killed.directory)].count("start") == 1

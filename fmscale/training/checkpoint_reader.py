@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fmscale.errors import CheckpointError
-from fmscale.training.checkpoint_format import Commit, check_file, check_names, data_name, read_rank
+from fmscale.training.checkpoint_format import Commit, RankRecord, check_file, check_names, data_name, read_rank
 from fmscale.training.fragment_file import map_tensors
 
 if TYPE_CHECKING:
@@ -50,8 +50,18 @@ class CheckpointReader:
         Raises CheckpointError for a byte that is wrong, and on every reader for a file that is missing or foreign.
         """
         check_names(self.directory, self.commit.world, marker=True)
-        for record in self._records[rank::world]:
+        for record in self._share(rank, world):
             check_file(self.directory, record.data)
+
+    def _share(self, rank: int, world: int) -> list[RankRecord]:
+        """The largest file to the reader that has least: stages of a pipeline, say, differ in size."""
+        shares: list[list[RankRecord]] = [[] for _ in range(world)]
+        loads = [0] * world
+        for record in sorted(self._records, key=lambda record: -record.data.bytes):
+            reader = loads.index(min(loads))
+            shares[reader].append(record)
+            loads[reader] += record.data.bytes
+        return shares[rank]
 
     def whole(self, param: str, kind: str) -> torch.Tensor:
         """All of a flattened parameter or moment."""

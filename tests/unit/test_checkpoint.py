@@ -83,7 +83,7 @@ def test_readers_share_the_files_and_each_byte_is_read_by_one(tmp_path: Path) ->
             store_of(tmp_path).open(commit).verify_share(rank, 2)
         except CheckpointError as error:
             refused.append((rank, str(error)))
-    assert [rank for rank, _ in refused] == [1]
+    assert len(refused) == 1
     assert "xxh3_128" in refused[0][1]
     assert "rank-00001.safetensors" in refused[0][1]
 

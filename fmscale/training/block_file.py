@@ -107,12 +107,22 @@ def hash_file(path: Path, advance: Callable[[int], None] | None = None) -> str:
     """xxh3_128 of all bytes of `path`, in hex. advance: is told bytes as they are read."""
     hasher = xxhash.xxh3_128()
     buffer = memoryview(bytearray(min(BLOCK_BYTES, os.stat(path).st_size or 1)))
+    at = 0
     with open(path, "rb", buffering=0) as file:
+        _read_ahead(file.fileno(), at)
         while got := file.readinto(buffer):
             hasher.update(buffer[:got])
+            at += got
+            _read_ahead(file.fileno(), at)
             if advance is not None:
                 advance(got)
     return hasher.hexdigest()
+
+
+def _read_ahead(descriptor: int, at: int) -> None:
+    """By itself the kernel reads a fraction of a block ahead: asked for two, disks gave two to three times as much."""
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(descriptor, at, 2 * BLOCK_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 def _create(path: Path, aligned: bool) -> tuple[int, bool]:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 WRITE_FLAGS = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+PAGE = 4096
 AUDITED = {"os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.symlink"}
 
 
@@ -96,16 +97,20 @@ def watched(root: Path, at: Callable[[int], None] = lambda n: None, *, sync: boo
     plain_write, plain_pwrite, plain_fsync, plain_open = os.write, os.pwrite, os.fsync, os.open
 
     def written(descriptor: int, data: Any, offset: int, write: Callable[[Any, int], int]) -> int:
-        """In two halves, with a boundary before each."""
-        path, whole = relative(descriptor), bytes(memoryview(data).cast("B"))
+        """In two halves, with a boundary before each, since a process may die within a write."""
+        path, whole = relative(descriptor), memoryview(data).cast("B")
         if path is None:
             return write(whole, offset)
+        half = len(whole) // 2
+        half -= half % PAGE if len(whole) % PAGE == 0 else 0  # O_DIRECT takes whole pages
         done = 0
-        for half in (whole[: len(whole) // 2], whole[len(whole) // 2 :]):
-            note("write", path, offset + done, half)
-            while half:
-                got = write(half, offset + done)
-                done, half = done + got, half[got:]
+        for part in (whole[:half], whole[half:]):
+            if not len(part):
+                continue
+            note("write", path, offset + done, bytes(part))
+            while len(part):
+                got = write(part, offset + done)
+                done, part = done + got, part[got:]
         return done
 
     def os_write(descriptor: int, data: Any) -> int:
@@ -261,7 +266,8 @@ def _apply(root: _Directory, operation: tuple[Any, ...]) -> None:
         if name not in parent.now:  # else it failed, or was told not to mind
             parent.set(name, _Directory({}, {}))
     elif kind in ("unlink", "rmdir"):
-        parent.set(name, None)
+        if name in parent.now:  # else it failed
+            parent.set(name, None)
     else:
         assert kind in ("link", "rename"), kind
         to, new = _find(root, more[0])

@@ -63,9 +63,8 @@ def test_kill_9_at_every_write_boundary_leaves_the_old_or_the_new(
     with watched(copy(base, tmp_path / "counted"), sync=False) as log:
         go_on(tmp_path / "counted", parent)
     assert len(log.operations) > 50
-    assert {operation[0] for operation in log.operations} == {
-        *("mkdir", "open", "write", "fsync", "link", "unlink", "rmdir")
-    }
+    kinds = {operation[0] for operation in log.operations}
+    assert kinds >= {"mkdir", "open", "write", "fsync", "link", "unlink", "rmdir"}
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # a kill loses no page cache
     found = []
     for n in range(1, len(log.operations) + 1):

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from fmscale.errors import FmscaleError, MachineError, RestartBudgetError
+from fmscale.errors import FmscaleError, MachineError, RestartBudgetError, StopRequested
 from fmscale.observe.failure import Failure
 
 FATAL_EXIT_CODES = frozenset({2, 3, 4, 5, 7})
@@ -78,7 +78,7 @@ class Incident:
 
     cause: str
     """One of: exception, out of memory, hang, crash, left early, disk, killed, node lost, ray lost, driver lost, peer
-    lost, or fatal."""
+    lost; or what ends the run: fatal, stopped."""
     words: str
     """One line for people."""
     step: int
@@ -109,7 +109,11 @@ def classify(ending: Ending) -> Incident:
     if ending.hang:
         return incident("hang", ending.hang)
     if own is not None:
+        if own.exit_code == StopRequested.exit_code:
+            return incident("stopped", _first_line(own.message), own.exit_code, own.message)
         words = f"{_who(own.rank)} failed: {own.kind}: {_first_line(own.message)}"
+        if own.kind == "RayLost":
+            return incident("ray lost", words)
         at_start = own.exit_code == MachineError.exit_code and not ending.moved
         if own.exit_code in FATAL_EXIT_CODES or at_start:
             return incident("fatal", words, own.exit_code, own.message)
@@ -180,10 +184,10 @@ class Restarts:
     def judge(self, incident: Incident) -> None:
         """Count the incident and return, if it is to be followed by a restart.
 
-        Raises FmscaleError with the failure's own code and words if no restart can mend it, RestartBudgetError if it
-        repeats itself or the budget is used up.
+        Raises FmscaleError with the failure's own code and words if no restart can mend it or the run was asked to
+        stop, RestartBudgetError if it repeats itself or the budget is used up.
         """
-        if incident.cause == "fatal":
+        if incident.cause in ("fatal", "stopped"):
             error = FmscaleError(incident.message or incident.words)
             error.exit_code = incident.exit_code
             raise error

@@ -17,6 +17,7 @@ from fmscale.corpus.order import Order
 from fmscale.corpus.quarantine import Lost
 from fmscale.corpus.rows import Spent
 from fmscale.corpus.steps import Step
+from fmscale.errors import StopRequested
 from fmscale.observe.events import EventLog
 from fmscale.observe.flops import mfu, peak_flops
 from fmscale.observe.metrics import MetricsLog
@@ -97,6 +98,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sinks.close(wait=error is None)  # a run that comes back has no time for a tracker
+        # A run that comes back at once has no time for a tracker.
+        self._sinks.close(wait=error is None or isinstance(error, StopRequested))
         self._log.close()
         self._events.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from fmscale.observe.events import read_events
@@ -48,6 +50,28 @@ def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path, words: Path) -> 
     run.train(env={"FAULTS": "step.6/1:kill", "FAULTS_ONCE": str(tmp_path)})
     (incident,) = incidents(run)
     assert (incident["cause"], incident["words"]) == ("killed", "rank 1 was killed by SIGKILL")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torchrun", "ray"])
+def test_ranks_do_not_outlive_a_killed_driver(tmp_path: Path, words: Path, backend: str) -> None:
+    """F15: they are gone within ten seconds, and the run comes back by itself."""
+    settings = [*TWO, "train.steps=100", "checkpoint.every_steps=20", f"launch.backend={backend}"]
+    run = Run(tmp_path, f"driver-{backend}", words, settings)
+    run.start()
+    run.wait_for_step(30)
+    ranks = run.pids("rank")
+    driver = psutil.Process(ranks[0]).ppid() if backend == "torchrun" else run.pids("driver")[0]
+    os.kill(driver, signal.SIGKILL)
+    killed = time.monotonic()
+    while any(psutil.pid_exists(pid) for pid in ranks):
+        assert time.monotonic() - killed < 10, "ranks outlive their driver"
+        time.sleep(0.05)
+    assert run.finish() == 0, run.output()
+    (incident,) = incidents(run)
+    assert (incident["cause"], incident["words"]) == ("driver lost", "the driver was killed by SIGKILL")
+    assert [line["step"] for line in run.steps()] == list(range(1, 101))
+    assert run.leftovers() == []
 
 
 @pytest.mark.slow

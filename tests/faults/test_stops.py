@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -83,8 +85,6 @@ def test_a_signal_to_the_supervisor_saves_and_stops(
     assert [event["reason"] for event in events(run, "stop_requested")] == [number.name]
     assert [event["step"] for event in events(run, "stopped")] == commits(run)
     assert run.leftovers() == []
-    if number == signal.SIGTERM:
-        assert_goes_on(run, commits(run)[0])
 
 
 def test_ctrl_c_twice_stops_now(tmp_path: Path, words: Path) -> None:
@@ -127,6 +127,22 @@ def test_a_time_limit_saves_and_stops(tmp_path: Path, words: Path) -> None:
     assert time.monotonic() - started < 52
     assert "the time limit: saving and stopping" in run.output()
     assert len(commits(run)) == 1
+
+
+@pytest.mark.slow
+def test_under_the_users_own_torchrun_its_sigterm_reaches_the_ranks(tmp_path: Path, words: Path) -> None:
+    """The agent passes SIGTERM on and gives ranks 30 s; its own exit code tells nothing."""
+    run = Run(tmp_path, "own", words, TWO)
+    flags = ["--standalone", "--nproc-per-node=2", "-m", "launcher.cli", "train"]
+    with (tmp_path / "own.log").open("w") as log:
+        command = [sys.executable, "-m", "torch.distributed.run", *flags, *run.arguments()]
+        run.process = subprocess.Popen(command, stdout=log, stderr=log, text=True)
+    run.wait_for_step(3)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.finish() != 0
+    assert "SIGTERM to rank " in run.output()
+    assert commits(run) == [run.steps()[-1]["step"]]
+    assert_goes_on(run, commits(run)[0])
 
 
 @pytest.mark.slow

@@ -92,6 +92,11 @@ LOST_NODE = "The actor is dead because its node has died. Node Id: 7f"
             "rank 1 failed: MachineError",
         ),
         ({"failure": failure("DataError", "bad", exit_code=3)}, "fatal", "rank 1 failed: DataError: bad"),
+        (
+            {"failure": failure("StopRequested", "stopped before step 8", exit_code=85)},
+            "stopped",
+            "stopped before step",
+        ),
         ({"failure": failure(rank=-1)}, "exception", "the driver failed: ValueError: the cause"),
         ({"failure": failure("", "")}, "exception", "rank 1 failed: : "),
     ],
@@ -113,6 +118,13 @@ def test_what_no_restart_mends_ends_the_run_with_its_own_words_and_code() -> Non
     with pytest.raises(FmscaleError, match="a shard\n  found: x") as caught:
         Restarts(10).judge(wrong)
     assert caught.value.exit_code == 3
+
+
+def test_a_run_that_was_asked_to_stop_is_not_started_again() -> None:
+    asked = failure("StopRequested", "stopped before step 8\n  found: x", exit_code=85)
+    with pytest.raises(FmscaleError, match="stopped before step 8\n  found: x") as caught:
+        Restarts(10).judge(classify(Ending(exit_code=1, step=7, failure=asked)))
+    assert caught.value.exit_code == 85
 
 
 @pytest.mark.parametrize("cause", sorted(REPEATING))

@@ -190,6 +190,11 @@ class CheckpointConfig:
     asynchronous: bool = True
     """Copy the state into host memory at the step boundary and write it while training goes on. Where the copies do not
     fit, or with false, training waits until the checkpoint stands."""
+    remote: str = ""
+    """`s3://BUCKET/PREFIX`: checkpoints and terms stand there too, below PREFIX/run.name; empty: only in the run
+    directory. Needs `pip install "fmscale[s3]"`; credentials and AWS_ENDPOINT_URL come from the environment."""
+    remote_timeout_s: float = 1800.0
+    """Longest time that one checkpoint may take to or from the object store, repeated requests included."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from fmscale.config import Config, StageConfig, flatten
 from fmscale.errors import ConfigError
+from fmscale.s3_request import check_url
 
 POSITIVE = """
     model.rope_theta model.norm_eps model.d_model model.n_layers model.n_heads model.n_kv_heads data.seq_len
     data.window_chunks data.readers_per_node data.prefetch_batches parallel.dp parallel.pp parallel.tp train.steps
     train.global_batch train.micro_batch train.threads_per_rank optim.lr launch.timeout_s
-    launch.grace_s logging.console_every_steps
+    launch.grace_s logging.console_every_steps checkpoint.remote_timeout_s
 """
 NOT_NEGATIVE = """
     model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
@@ -38,6 +39,8 @@ def validate(config: Config, world_size: int | None = None) -> None:
             do="choose such a name",
         )
     _at_least_one(config)
+    if config.checkpoint.remote:
+        check_url(config.checkpoint.remote)
     _in_range(config)
     if not 0 <= parallel.zero <= 3:
         raise ConfigError(

@@ -19,6 +19,7 @@ from fmscale.observe.metrics import last_step
 from fmscale.observe.terms import newest_term
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
+from fmscale.training.upload import uploaded
 from launcher import snapshot
 from launcher.incarnation import RUN, Incarnation, committed_step, rolled_back, say, sweep
 from launcher.ray_cluster import private_environment
@@ -67,12 +68,12 @@ def supervise(config: Config, roll_back: str | None = None, take_over: bool = Fa
 
 
 def finished(config: Config) -> bool:
-    """Whether the run has committed a checkpoint of its last step."""
+    """Whether the run has committed a checkpoint of its last step, also to its object store if it has one."""
     try:
         newest = next(CheckpointStore(config.run_dir / "checkpoints").candidates(lambda text: None), None)
     except CheckpointError:
         return False
-    return newest is not None and newest.step >= config.train.steps
+    return newest is not None and newest.step >= config.train.steps and uploaded(config, newest)
 
 
 def _stop_if_asked(incarnation: Incarnation, ending: Ending) -> None:

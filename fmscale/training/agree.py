@@ -17,6 +17,7 @@ from fmscale.observe.events import EventLog
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import MARKER, Commit
 from fmscale.training.history import checkpoint_names
+from fmscale.training.restore import bring_back
 
 ROLL_BACK = "FMSCALE_ROLL_BACK"
 """Environment variable: name of the checkpoint that an incarnation starts from, instead of the newest."""
@@ -29,6 +30,8 @@ def agree_on_checkpoint(
 
     Raises CheckpointError, on every rank, where there were some and none holds, or the one to roll back to does not.
     """
+    if config.checkpoint.remote:
+        bring_back(config, store, rank, world, control, os.environ.get(ROLL_BACK))
     warn = _Loud(config) if rank == 0 else None
     proposals = _proposals(store, warn) if warn else iter(())
     refused: list[str] = []

@@ -16,7 +16,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,10 +89,18 @@ class Lease:
             os.close(self._lock)
             self._lock = None
 
-    def open_term(self, parent: Commit | None, *, holder: str = "", time: str = "") -> int:
+    def open_term(
+        self,
+        parent: Commit | None,
+        *,
+        holder: str = "",
+        time: str = "",
+        announce: Callable[[int, bytes], None] = lambda term, record: None,
+    ) -> int:
         """Begin the next term, going on from `parent` (None: from nothing), and return its number.
 
         To roll back, pass an older commit. holder and time: for the record; this process and now by default.
+        announce: is given number and record before they count here, and may refuse (fmscale/training/remote_store.py).
         Raises CheckpointError if `parent` is no commit of this run, RunHeldError if another process opens the term too.
         """
         if parent is not None:
@@ -113,6 +121,7 @@ class Lease:
             holder=holder or f"{socket.gethostname()}:{os.getpid()}",
             time=time or utc_now(),
         )
+        announce(term, record.to_bytes())
         try:
             publish_new(term_path(self.run_dir, term), record.to_bytes())
         except FileExistsError:

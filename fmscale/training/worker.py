@@ -39,9 +39,11 @@ from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import build_engine
 from fmscale.training.feed import Feed
 from fmscale.training.lease import Lease
+from fmscale.training.remote_store import RemoteStore
 from fmscale.training.saver import Saver
 from fmscale.training.stopping import Stopping
 from fmscale.training.trainer import Position, Trainer
+from fmscale.training.upload import Uploader
 
 MakeLoader = Callable[..., Loader]
 
@@ -118,6 +120,8 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
             recorder=recorder,
         )
         stack.callback(saver.close)
+        if config.checkpoint.remote:
+            stack.enter_context(Uploader(config, place.rank, term, commit))
         trainer = Trainer(
             config=config,
             topology=topology,
@@ -193,7 +197,12 @@ def _leave_group(kind: type[BaseException] | None, error: BaseException | None, 
 
 
 def _open_term(config: Config, commit: Commit | None, place: RankPlace, control: dist.ProcessGroup) -> int:
-    term = [Lease(config.run_dir).open_term(commit) if place.rank == 0 else 0]
+    term = [0]
+    if place.rank == 0 and config.checkpoint.remote:
+        announce = RemoteStore(config.checkpoint.remote, config.run_dir, config.launch.timeout_s / 2).open_term
+        term[0] = Lease(config.run_dir).open_term(commit, announce=announce)
+    elif place.rank == 0:
+        term[0] = Lease(config.run_dir).open_term(commit)
     dist.broadcast_object_list(term, src=0, group=control)
     return term[0]
 

@@ -1,0 +1,101 @@
+"""Real runs whose checkpoints stand in an object store too: the machine is lost, the store fails for a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fmscale.observe.events import read_events
+from tests.runs import Run
+from tests.s3_server import BUCKET, SECRET, Proxy, s3_server
+
+pytestmark = pytest.mark.processes
+
+RANKS = ["parallel.dp=2", "engine=zero"]
+REMOTE = [*RANKS, f"checkpoint.remote=s3://{BUCKET}/runs", "checkpoint.remote_timeout_s=20", "checkpoint.keep=2"]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Proxy]:
+    with s3_server() as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs_root: Path, words: Path) -> Run:
+    run = Run(runs_root, "local", words, RANKS)
+    run.train()
+    return run
+
+
+def test_a_lost_machine_goes_on_from_the_store(runs_root: Path, words: Path, server: Proxy, undisturbed: Run) -> None:
+    run = Run(runs_root, "lost", words, REMOTE)
+    run.start(env=server.environment())
+    run.wait_for(lambda: (8, None) in uploads(run))
+    family = [run.process, *psutil.Process(run.process.pid).children(recursive=True)] if run.process else []
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family[1:], timeout=20)
+    run.finish()
+    shutil.rmtree(run.directory)
+
+    server.forget()
+    run.train(env=server.environment())
+    ours, theirs = run.steps(), undisturbed.steps()
+    first = ours[0]["step"]
+    assert first in (9, 13), "it goes on after a checkpoint that was in the store"
+    keys = ("step", "rows", "tokens", "loss", "lr", "grad_norm", "batch_hash")
+    assert [[line[key] for key in keys] for line in ours] == [
+        [line[key] for key in keys] for line in theirs[first - 1 :]
+    ]
+    (fetched,) = (event for event in read_events(run.directory) if event["kind"] == "fetch")
+    files = run.directory / "checkpoints" / fetched["name"]
+    size = sum(path.stat().st_size for path in files.iterdir() if path.name != "COMMIT.json") if files.exists() else 0
+    assert size in (0, fetched["bytes"]), "each byte is fetched once"
+    assert uploads(run)[-1] == (16, None)
+    text = "".join(path.read_text() for path in run.directory.rglob("*") if path.suffix in (".json", ".jsonl", ".yaml"))
+    assert SECRET not in text + run.output()
+
+
+def test_a_failing_store_costs_no_step_and_is_said_until_it_is_mended(
+    runs_root: Path, words: Path, server: Proxy, undisturbed: Run
+) -> None:
+    run = Run(runs_root, "failing", words, [*REMOTE, "checkpoint.remote_timeout_s=1"])
+    server.forget()
+    server.fate = lambda request: "503" if request.method == "PUT" and "step-00000004" in request.path else None
+    run.train(env=server.environment())
+    assert [line["loss"] for line in run.steps()] == [line["loss"] for line in undisturbed.steps()]
+    said = [event["text"] for event in read_events(run.directory) if event["kind"] == "remark"]
+    assert any("step-00000004.t0001 is not in the object store" in text and "SlowDown" in text for text in said), said
+    assert any("takes checkpoints again" in text for text in said), said
+    assert uploads(run)[-1] == (16, None)
+    run.train(env=server.environment())
+    assert "is done" in run.output()
+
+
+def test_a_last_checkpoint_that_does_not_arrive_fails_the_run_and_the_same_command_mends_it(
+    runs_root: Path, words: Path, server: Proxy
+) -> None:
+    run = Run(runs_root, "last", words, [*REMOTE, "checkpoint.remote_timeout_s=1", "train.steps=4"])
+    server.forget()
+    server.fate = lambda request: "403" if request.method == "PUT" and "step-" in request.path else None
+    run.start(env=server.environment())
+    assert run.finish() != 0
+    assert "AWS_SESSION_TOKEN" in run.output()
+    server.forget()
+    run.train(env=server.environment())
+    assert uploads(run)[-1] == (4, None)
+
+
+def uploads(run: Run) -> list[tuple[int, str | None]]:
+    """(step, error) of each."""
+    if not (run.directory / "events.jsonl").exists():
+        return []
+    lines = (run.directory / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines if line.endswith("}")]
+    return [(int(event["name"][5:13]), event["error"]) for event in events if event["kind"] == "upload"]

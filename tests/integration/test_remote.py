@@ -63,6 +63,7 @@ def test_a_lost_machine_goes_on_from_the_store(runs_root: Path, words: Path, ser
     assert SECRET not in text + run.output()
 
 
+@pytest.mark.slow
 def test_a_failing_store_stops_no_training_and_is_said_until_it_is_mended(
     runs_root: Path, words: Path, server: Proxy
 ) -> None:
@@ -86,6 +87,7 @@ def test_a_failing_store_stops_no_training_and_is_said_until_it_is_mended(
     assert uploads(run)[-1] == (100, None)
 
 
+@pytest.mark.slow
 def test_a_last_checkpoint_that_does_not_arrive_fails_the_run_and_the_same_command_mends_it(
     runs_root: Path, words: Path, server: Proxy
 ) -> None:

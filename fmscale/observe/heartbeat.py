@@ -79,6 +79,11 @@ class Heartbeat:
         line = {"count": self._count, "step": step, "phase": phase, "first": self._first, **self._who}
         with contextlib.suppress(OSError):  # `HeartbeatWatch` gives no verdict while the directory takes no writes
             os.pwrite(self._file, json.dumps(line).encode().ljust(LINE_BYTES - 1) + b"\n", 0)
+        self._last = (phase, step)
+
+    def again(self) -> None:
+        """This rank is alive where it was."""
+        self.beat(*self._last)
 
     def __enter__(self) -> Heartbeat:
         return self

@@ -17,8 +17,9 @@ from typing import Any
 
 from fmscale import durable
 from fmscale.config import Config
-from fmscale.errors import FmscaleError, MachineError
+from fmscale.errors import FmscaleError, MachineError, StopRequested
 from fmscale.observe.events import EventLog
+from fmscale.observe.heartbeat import Heartbeat
 from fmscale.training.checkpoint_format import MARKER, Commit, parse_directory_name, read_commit
 from fmscale.training.history import checkpoint_names
 from fmscale.training.remote_store import RemoteStore, TakenOverError
@@ -33,11 +34,12 @@ class Uploader:
 
     Where the block ends well, it waits until the newest checkpoint is in the store, at most two times
     `checkpoint.remote_timeout_s`; rank 0 raises MachineError if it is not, or CheckpointError if another process has
-    taken the run over.
+    taken the run over. Where the run was asked to stop, it waits for half of `launch.grace_s` and raises nothing.
     """
 
-    def __init__(self, config: Config, rank: int, term: int, start: Commit | None) -> None:
+    def __init__(self, config: Config, rank: int, term: int, start: Commit | None, heart: Heartbeat) -> None:
         """start: what the run goes on from; it is copied first, unless it came from the store."""
+        self._heart = heart
         self._config, self._rank, self._world, self._term = config, rank, config.world_size, term
         self._remote = RemoteStore(config.checkpoint.remote, config.run_dir, config.checkpoint.remote_timeout_s)
         _path(config, DONE).parent.mkdir(parents=True, exist_ok=True)
@@ -57,11 +59,14 @@ class Uploader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ending.set()
-        if error is not None:
+        asked = isinstance(error, StopRequested)
+        if error is not None and not asked:
             self._given_up.set()
             return
-        self._thread.join(2 * self._remote.limit_s)  # for one that is under way, and the last
-        if self._rank > 0:
+        # For one that is under way, and the last; of the time that a run asked to stop has, half.
+        self._wait(self._config.launch.grace_s / 2 if asked else 2 * self._remote.limit_s)
+        if self._rank > 0 or asked:
+            self._given_up.set()
             return
         late = self._thread.is_alive()
         self._write("request", {"number": -1})
@@ -74,6 +79,12 @@ class Uploader:
                 found=" ".join(str(self._failure or "still under way").split())[:400],
                 do="mend the store and start the same command again; the checkpoint is whole in the run directory",
             )
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while self._thread.is_alive() and (left := until - time.monotonic()) > 0:
+            self._heart.again()
+            self._thread.join(min(left, 1.0))
 
     # --- rank 0
 

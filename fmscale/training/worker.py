@@ -121,7 +121,7 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
         )
         stack.callback(saver.close)
         if config.checkpoint.remote:
-            stack.enter_context(Uploader(config, place.rank, term, commit))
+            stack.enter_context(Uploader(config, place.rank, term, commit, heart))
         trainer = Trainer(
             config=config,
             topology=topology,

@@ -17,6 +17,7 @@ import pytest
 
 from fmscale.config import CheckpointConfig, Config, RunConfig
 from fmscale.errors import CheckpointError, ConfigError, MachineError, RunHeldError
+from fmscale.observe.heartbeat import Heartbeat
 from fmscale.s3 import Bucket
 from fmscale.s3_request import check_url
 from fmscale.training.checkpoint_format import MARKER, Commit
@@ -309,7 +310,7 @@ def test_a_zombies_next_save_is_refused_on_its_own_disk_once_its_uploader_has_le
     term = begin(run_dir, remote_of(run_dir))
     old = save(run_dir, 10, term, None)
     taken_over = pytest.raises(TakenOverError, match="the newest term, 2")
-    with taken_over, Uploader(config, 0, term, None):
+    with taken_over, Uploader(config, 0, term, None, Heartbeat(config.run_dir, 0)):
         wait_until(lambda: uploaded(config, old))
         there = elsewhere(run_dir, tmp_path)
         newest(run_dir, there.parent)
@@ -332,13 +333,13 @@ def test_a_limit_on_the_last_upload_and_what_the_next_start_does(tmp_path: Path,
     term = begin(run_dir, remote_of(run_dir))
     server.fate = lambda request: "503" if request.method == "PUT" else None
     last_did_not_arrive = pytest.raises(MachineError, match="the last checkpoint did not reach the object store")
-    with last_did_not_arrive, Uploader(config, 0, term, None):
+    with last_did_not_arrive, Uploader(config, 0, term, None, Heartbeat(config.run_dir, 0)):
         commit = save(run_dir, 10, term, None)
     assert not uploaded(config, commit)
     server.forget()
     config = replace(config, checkpoint=replace(config.checkpoint, remote_timeout_s=20))
     term = begin(run_dir, remote_of(run_dir), commit)
-    with Uploader(config, 0, term, commit):
+    with Uploader(config, 0, term, commit, Heartbeat(config.run_dir, 0)):
         pass
     assert uploaded(config, commit)
     assert newest(run_dir, tmp_path) == commit

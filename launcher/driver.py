@@ -10,6 +10,7 @@ supervisor's business, and a lost reader is Ray's.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -76,6 +77,8 @@ def _drive(config: Config, incarnation: str, ray_processes: Cluster) -> int:
     ]
     with Follower(config) as follower:
         recovery = Recovery(config, incarnation, group, follower)
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm may send them to every process of a job
+            signal.signal(number, lambda got, frame: recovery.ask_to_stop(signal.Signals(got).name))
         while True:
             ending = group.attempt(readers, recovery.attempt, recovery.roll_back, recovery.idle)
             if ending is None:

@@ -40,6 +40,7 @@ class Recovery:
         self._group, self._follower = group, follower
         self._events = EventLog(self._run_dir)
         self._restarts = Restarts(config.launch.max_restarts, incidents_of_this_life(self._run_dir))
+        self._asked = False
         self._number, self._first_term = -1, newest_term(self._run_dir)
         self._begin()
 
@@ -50,7 +51,7 @@ class Recovery:
 
     def _begin(self) -> None:
         launch = self._config.launch
-        self._number, self._hang, self._drained = self._number + 1, "", ""
+        self._number, self._hang = self._number + 1, ""
         self._step_before, self._kills_before = max(0, last_step(self._run_dir)), oom_kills()
         self._drain = DrainWatch(self._group.nodes)
         self._watch = HeartbeatWatch(
@@ -70,15 +71,20 @@ class Recovery:
     def idle(self) -> Sequence[int]:
         """Show progress, pass on Ray's notice that a node is to go; the ranks that hang."""
         self._follower.update()
-        if not self._drained and (notice := self._drain.look()):
-            self._drained = notice
-            with contextlib.suppress(OSError):  # ranks could not save there either
-                request_stop(self._run_dir, self._tag, notice)
+        if notice := self._drain.look():
+            self.ask_to_stop(notice)
         if not self._config.launch.hang_s or (hang := self._watch.look()) is None:
             return []
         self._hang = str(hang)
         show_hang(self._run_dir, hang, self.attempt, self._events)
         return [place.rank for place in hang.missing]
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Have the ranks save and stop before their next step; once is enough."""
+        if not self._asked:
+            self._asked = True
+            with contextlib.suppress(OSError):  # ranks could not save there either
+                request_stop(self._run_dir, self._tag, reason)
 
     def judge(self, ending: Ending) -> None:
         """Count and tell the incident.

@@ -61,7 +61,6 @@ class Ending:
     """`first_cause`."""
     hang: str = ""
     """The watch's verdict."""
-    hung_ranks: tuple[int, ...] = ()
     oom_kills: int = 0
     """Processes of our memory cgroup that the kernel killed for memory meanwhile."""
     rank: int | None = None

@@ -8,7 +8,7 @@ PEERS_STAMP := $(PEERS)/.installed
 # Ray gives each rank one slot; `timeout` makes a hang an error of its own.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-full lint format clean bench-loader bench-seek bench-reader-kills bench-shuffle bench-real bench-reshard
+.PHONY: help install demo test test-full lint format clean bench-loader bench-seek bench-reader-kills bench-shuffle bench-real bench-checkpoint bench-reshard bench-recovery soak-kill
 .DEFAULT_GOAL := help
 
 help:
@@ -22,7 +22,10 @@ help:
 	@echo "make bench-reader-kills  readers killed while a rank reads (14 minutes)"
 	@echo "make bench-shuffle       training with window shuffle and with full shuffle (40 minutes)"
 	@echo "make bench-real          step time with real data and with synthetic tokens (6 minutes)"
+	@echo "make bench-checkpoint    what a checkpoint costs training, ours and DeepSpeed's (8 minutes)"
 	@echo "make bench-reshard       resuming at another topology, beside DeepSpeed's conversion (8 minutes; 10 GB of disk)"
+	@echo "make bench-recovery      from kill -9 of a rank to its next step; hangs (15 minutes)"
+	@echo "make soak-kill           a hundred random kills of one run, and not a bit changed (25 minutes)"
 	@echo "                         (what these said on our machine: benchmarks/results/)"
 
 install: $(STAMP)
@@ -75,8 +78,17 @@ bench-shuffle: $(STAMP)
 bench-real: $(STAMP)
 	$(BIN)/python -m benchmarks.real_vs_synthetic
 
+bench-checkpoint: $(STAMP)
+	$(BIN)/python -m benchmarks.checkpoint
+
 bench-reshard: $(STAMP)
 	$(BIN)/python -m benchmarks.reshard
+
+bench-recovery: $(STAMP)
+	$(BIN)/python -m benchmarks.recovery
+
+soak-kill: $(STAMP)
+	$(BIN)/python -m benchmarks.soak_kill
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -30,6 +30,7 @@ from fmscale.observe.heartbeat import Heartbeat
 from fmscale.topology import Topology
 from fmscale.training.engine import Engine, build_engine
 from fmscale.training.feed import Feed
+from fmscale.training.saver import IDLE
 from fmscale.training.stopping import Stopping
 from launcher.demo import CONFIG, VOCAB_SIZE
 from launcher.ray_cluster import cluster
@@ -79,7 +80,7 @@ class Arm:
         for _ in range(steps):
             started, cpu = time.perf_counter(), time.process_time()
             self.step += 1
-            fed = self.feed.next(self.feed.data.order.steps.step(self.step))
+            fed = self.feed.next(self.feed.data.order.steps.step(self.step), IDLE)
             self.engine.train_batch(fed.batch, 1e-4)
             seconds.append((time.perf_counter() - started, time.process_time() - cpu))
         return seconds[1:]

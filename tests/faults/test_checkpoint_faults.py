@@ -27,6 +27,7 @@ from fmscale.observe.terms import lineage, load_term, term_path
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.lease import Lease
 from tests.checkpoints import Piece, assert_holds, pieces, save, start, store_of, two_checkpoints
+from tests.savers import rig
 
 
 def in_child(work: Callable[[], Any]) -> int:
@@ -371,6 +372,7 @@ def test_an_abandoned_branch_goes_only_when_the_new_one_stands(tmp_path: Path) -
 POINTS = [
     "ckpt.before_rank/0",
     "ckpt.mid_rank/1",
+    "ckpt.before_read_back/0",
     "ckpt.after_data/0",
     "ckpt.after_data/1",
     "ckpt.after_rank/1",
@@ -402,6 +404,37 @@ def test_kill_9_at_a_fault_point_leaves_the_old_or_the_new(
     assert (
         tmp_path / "checkpoints" / older.name / "COMMIT.json"
     ).exists() is False  # removed by the next prune at last
+
+
+def save_while_training(run_dir: Path, old: Commit) -> None:
+    with rig(run_dir, 1, old, keep=2) as r:
+        for step in (25, 26):
+            r.save(step)
+            while not r.exchange():
+                r.train(99)
+
+
+@pytest.mark.parametrize("passage", [1, 2])
+@pytest.mark.parametrize("point", sorted({point.partition("/")[0] for point in POINTS}))
+def test_kill_9_while_a_thread_saves_leaves_the_old_or_the_new(
+    tmp_path: Path, point: str, passage: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training changes the tensors meanwhile; keep=2, so that each of the two saves removes one."""
+    _, old = two_checkpoints(tmp_path)
+    monkeypatch.setenv("FAULTS", f"{point}:kill@{passage}")
+    assert in_child(functools.partial(save_while_training, tmp_path, old)) == -signal.SIGKILL
+    monkeypatch.delenv("FAULTS")
+    before, new = (old.name, "step-00000025.t0001") if passage == 1 else ("step-00000025.t0001", "step-00000026.t0001")
+    found, _ = newest(tmp_path)
+    assert found is not None
+    assert_holds(tmp_path, found)
+    if point == "ckpt.after_rank":  # the committer may have been quicker
+        assert found.name in (before, new)
+    else:
+        assert found.name == (new if point in ("ckpt.after_commit", "ckpt.prune") else before)
+    again = save(tmp_path, 30, start(tmp_path, found), found.name)
+    store_of(tmp_path).prune(2, again, lambda text: None)
+    assert newest(tmp_path) == (again, [])
 
 
 def save_watched(run_dir: Path, parent: str, at_line: Callable[[int], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from fmscale.observe.events import read_events
 from fmscale.observe.recorder import Recorder
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.saver import Saver
-from tests.checkpoints import Piece, pieces, store_of
+from tests.checkpoints import Piece, deal, store_of
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,8 @@ class Rig:
     """Live tensors; `train` changes them in place."""
 
     def train(self, step: int) -> None:
-        for live, then in zip(self.state, pieces(step), strict=True):
+        now = deal(step, dist.get_world_size())[dist.get_rank()]
+        for live, then in zip(self.state, now, strict=True):
             live.tensor.copy_(then.tensor)
 
     def save(self, step: int) -> None:
@@ -37,10 +39,11 @@ class Rig:
         self.saver.begin(step, 4 * step, {"step": step})
 
     def exchange(self) -> bool:
-        """As before a step; whether the save under way has ended."""
-        mine = self.saver.progress()
-        self.saver.hear([mine])
-        return mine.done
+        """As before a step; whether the save under way has ended on all ranks."""
+        told = [self.saver.progress()] * dist.get_world_size()
+        dist.all_gather_object(told, told[0])
+        self.saver.hear(told)
+        return all(progress.done for progress in told)
 
     def commits(self) -> list[Commit]:
         return list(store_of(self.run_dir).list())
@@ -54,33 +57,34 @@ class Rig:
 
 @contextmanager
 def rig(run_dir: Path, term: int, parent: Commit | None = None, **settings: Any) -> Iterator[Rig]:
-    """A saver of world 1 in `term` of a run; settings: of CheckpointConfig."""
+    """The saver of this rank in `term` of a run; of the only rank, where there is no process group yet.
+
+    settings: of CheckpointConfig.
+    """
     config = Config(
         run=RunConfig(root=str(run_dir.parent), name=run_dir.name),
         checkpoint=CheckpointConfig(**settings),
         logging=LoggingConfig(wandb=WandbConfig(mode="disabled")),
     )
-    state = [replace(piece, tensor=piece.tensor.clone()) for piece in pieces(0)]
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    try:
-        with Recorder(config, term, CPU, console=False) as recorder:
-            control = dist.group.WORLD
-            assert isinstance(control, dist.ProcessGroup), "just made"
-            saver = Saver(
-                config.checkpoint,
-                store_of(run_dir),
-                lambda: iter(state),  # type: ignore[arg-type, return-value]
-                rank=0,
-                term=term,
-                parent=parent.name if parent else None,
-                step=parent.step if parent else 0,
-                device=CPU,
-                control=control,
-                recorder=recorder,
-            )
-            try:
-                yield Rig(run_dir, saver, state)
-            finally:
-                saver.close()
-    finally:
-        dist.destroy_process_group()
+    with contextlib.ExitStack() as stack:
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+            stack.callback(dist.destroy_process_group)
+        control, rank = dist.group.WORLD, dist.get_rank()
+        assert isinstance(control, dist.ProcessGroup), "there is one"
+        own = deal(0, dist.get_world_size())[rank]
+        state = [replace(piece, tensor=piece.tensor.clone()) for piece in own]
+        saver = Saver(
+            config.checkpoint,
+            store_of(run_dir),
+            lambda: iter(state),  # type: ignore[arg-type, return-value]
+            rank=rank,
+            term=term,
+            parent=parent.name if parent else None,
+            step=parent.step if parent else 0,
+            device=CPU,
+            control=control,
+            recorder=stack.enter_context(Recorder(config, term, CPU, console=False)) if rank == 0 else None,
+        )
+        stack.callback(saver.close)
+        yield Rig(run_dir, saver, state)

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 
 from fmscale.training.block_file import BLOCK_BYTES, PAGE_BYTES
 from fmscale.training.fragment_file import FragmentLike, Layout, in_file_order
+
+CHUNK = 1 << 20
+"""Elements that a thread copies at once. torch's own copy_ waits for all of its threads after every tensor: on two busy
+cores 600 MB took 1.1 s so, and 0.15 s with a pool of threads that wait for one another once."""
 
 
 class HostImage:
@@ -28,6 +34,7 @@ class HostImage:
             self._memory.madvise(mmap.MADV_HUGEPAGE)
         whole = torch.frombuffer(self._memory, dtype=torch.uint8)
         whole.zero_()
+        self._pool = ThreadPoolExecutor(torch.get_num_threads(), "copy")
         self._memory[: len(layout.header)] = layout.header
         self._on_gpu = device is not None and device.type == "cuda"
         if self._on_gpu:  # page-locked, for the full speed of the bus; where that fails it is slower and not wrong
@@ -37,13 +44,18 @@ class HostImage:
 
     def fill(self, fragments: Iterable[FragmentLike]) -> None:
         """Copy what the rank owns; afterwards the tensors may change."""
+        copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         for fragment, record, view in zip(in_file_order(fragments), self.layout.records, self._views, strict=True):
             now = (fragment.param, fragment.kind, fragment.start, fragment.tensor.numel())
             then = (record.param, record.kind, record.start, record.numel)
             assert now == then, f"a rank owns {now} where it owned {then} before"
-            view.copy_(fragment.tensor.detach(), non_blocking=self._on_gpu)
+            if self._on_gpu:
+                view.copy_(fragment.tensor.detach(), non_blocking=True)
+            else:
+                copies += zip(torch.split(view, CHUNK), torch.split(fragment.tensor.detach(), CHUNK), strict=True)
         if self._on_gpu:
             torch.cuda.synchronize()
+        list(self._pool.map(lambda pair: np.copyto(pair[0].numpy(), pair[1].numpy()), copies))
 
     def blocks(self) -> Iterator[memoryview]:
         """At least two where there are two pages."""

@@ -43,8 +43,8 @@ T = TypeVar("T")
 
 ASK_AGAIN_S = 0.25
 """While training waits for a save, ranks tell each other this often that they are there; no collective times out."""
-CLOSE_S = 5.0
-"""How long a rank that ends waits for its threads to give up."""
+FINISH_S, GIVE_UP_S = 1.0, 5.0
+"""How long a rank that fails waits for the save under way, and then for its threads to give up."""
 NICENESS = 10
 """Of writer and committer, so that they take what training leaves of the processors."""
 
@@ -208,10 +208,11 @@ class Saver:
             raise self._problem
 
     def close(self) -> None:
-        """Give up what is under way; the state belongs to the caller again."""
+        """Of a rank that fails: what is under way may still be finished in a moment, else it is given up."""
         if self._save is not None:
+            wait(self._save.threads, FINISH_S)
             self._save.give_up.set()
-            wait(self._save.threads, CLOSE_S)
+            wait(self._save.threads, GIVE_UP_S)
 
     def _wait(self) -> None:
         while self._save is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +25,8 @@ from fmscale.training.fragment_file import LiveFragments, in_file_order, layout_
 from fmscale.training.host_image import HostImage
 from fmscale.training.host_memory import Need, available_bytes, shortage
 from fmscale.training.saver import IDLE
-from tests.checkpoints import SHAPES, Piece, assert_holds, deal, start, two_checkpoints, values
+from tests.checkpoints import SHAPES, Piece, assert_holds, deal, start, store_of, two_checkpoints, values
+from tests.ranks import run_ranks
 from tests.savers import rig
 
 
@@ -281,6 +283,47 @@ def test_a_commit_that_does_not_read_back_is_withdrawn(tmp_path: Path, monkeypat
         assert os.listdir(tmp_path / "checkpoints") == ["step-00000001.t0001"]
 
 
+def _a_rank_fails(rank: int, world: int, run_dir: Path) -> tuple[int, list[str], list[str]]:
+    """Steps until the save was known to have ended, what was left of it, and what the run told."""
+    os.environ["FAULTS"] = "ckpt.mid_rank/1:enospc"
+    disk = SlowDisk()
+    if rank == 2:  # still writing when it learns that rank 1 has failed
+        block_file._stream = disk.stream
+    with rig(run_dir, 1) as r:
+        r.save(1)
+        steps = 0
+        while not r.exchange():
+            steps += 1
+            r.train(100 + steps)
+            if steps == 5:
+                disk.gate.set()
+            time.sleep(0.01)
+        assert r.saver.progress() is IDLE
+        dist.barrier()
+        left = os.listdir(run_dir / "checkpoints")
+        dist.barrier()
+        r.save(2)
+        r.saver.finish()
+        return steps, left, r.remarks()
+
+
+@pytest.mark.processes
+def test_all_ranks_learn_in_the_same_step_that_one_has_failed_and_nobody_writes_when_parts_are_removed(
+    tmp_path: Path,
+) -> None:
+    start(tmp_path)
+    results = run_ranks(_a_rank_fails, 3, tmp_path)
+    steps, left, remarks = results[0]
+    assert [result[0] for result in results] == [steps] * 3
+    assert steps >= 5
+    assert left == []
+    assert "no checkpoint at step 1, training goes on: a checkpoint could not be written" in remarks[0]
+    assert "rank-00001.safetensors" in remarks[0]
+    (commit,) = store_of(tmp_path).list()
+    assert (commit.step, commit.world) == (2, 3)
+    assert_holds(tmp_path, commit)
+
+
 # --- ends
 
 
@@ -297,9 +340,16 @@ def test_another_holder_of_the_run_ends_this_one(tmp_path: Path, slow: SlowDisk)
 def test_who_closes_gives_up_what_is_under_way(tmp_path: Path, slow: SlowDisk) -> None:
     with rig(tmp_path, start(tmp_path)) as r:
         r.save(1)
-        threading.Timer(0.2, slow.gate.set).start()
+        threading.Timer(1.5, slow.gate.set).start()
         r.saver.close()
         assert r.commits() == []
+
+
+def test_a_save_that_is_nearly_done_survives_the_end_of_training(tmp_path: Path, slow: SlowDisk) -> None:
+    with rig(tmp_path, start(tmp_path)) as r:
+        r.save(1)
+        threading.Timer(0.1, slow.gate.set).start()
+    assert [commit.step for commit in r.commits()] == [1]
 
 
 def test_an_error_of_the_program_ends_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

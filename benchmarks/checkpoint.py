@@ -40,6 +40,7 @@ from fmscale.config import (
 )
 from fmscale.corpus.batch import Batch, batch_of
 from fmscale.observe.events import read_events
+from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
 from fmscale.topology import Topology
 from fmscale.training import block_file
@@ -89,6 +90,7 @@ class Bench:
             step=0,
             device=torch.device("cpu"),
             control=control,
+            heart=Heartbeat(config.run_dir, 0),
             recorder=Recorder(config, self.term, torch.device("cpu"), console=False),
         )
         tokens = np.random.default_rng(0).integers(0, 9000, (ROWS, SEQ_LEN + 1), dtype=np.uint32)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from fmscale.config import CheckpointConfig, Config, LoggingConfig, RunConfig, WandbConfig
 from fmscale.observe.events import read_events
+from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.saver import Saver
@@ -84,6 +85,7 @@ def rig(run_dir: Path, term: int, parent: Commit | None = None, **settings: Any)
             step=parent.step if parent else 0,
             device=CPU,
             control=control,
+            heart=stack.enter_context(Heartbeat(run_dir, rank)),
             recorder=stack.enter_context(Recorder(config, term, CPU, console=False)) if rank == 0 else None,
         )
         stack.callback(saver.close)

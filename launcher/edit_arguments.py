@@ -25,7 +25,7 @@ from fmscale.corpus.stages import stages_of
 from fmscale.corpus.steps import Step
 from fmscale.errors import ConfigError
 from fmscale.settings import load_settings
-from fmscale.validate import check_stages
+from fmscale.validate_stages import check_stages
 
 
 @dataclass(frozen=True)

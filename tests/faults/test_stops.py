@@ -103,13 +103,16 @@ def test_ctrl_c_twice_stops_now(tmp_path: Path, words: Path) -> None:
 
 
 def test_a_save_that_does_not_finish_within_the_grace_period_is_killed(tmp_path: Path, words: Path) -> None:
-    """F33: what stood before the save stands after it."""
+    """F33: what stood before the save stands after it; further signals change nothing."""
     settings = [*LONG, "checkpoint.every_steps=4", "launch.grace_s=2"]
     run = Run(tmp_path, "grace", words, settings)
     run.start(env={"FAULTS": "ckpt.before_rank:hang@2"})
     run.wait_for(lambda: 4 in commits(run))
     assert run.process is not None
     run.process.send_signal(signal.SIGTERM)
+    run.wait_for(lambda: "saving and stopping" in (tmp_path / "grace.log").read_text())
+    for pid in [run.process.pid, *run.pids("rank")]:
+        os.kill(pid, signal.SIGTERM)
     assert run.finish() == 85
     said = (tmp_path / "grace.log").read_text()
     assert "killed: not done within launch.grace_s=2" in said

@@ -52,7 +52,7 @@ from fmscale.training.lease import Lease
 from fmscale.training.saver import IDLE, Saver
 
 SEQ_LEN, ROWS = 512, 4
-TURN_STEPS = 2
+TURN_STEPS = 3
 BAR, HASH_BAR = 4.0, 0.02
 
 

@@ -14,9 +14,7 @@ Where the copies of a node's ranks do not fit into its memory, training waits wh
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,8 +43,6 @@ ASK_AGAIN_S = 0.25
 """While training waits for a save, ranks tell each other this often that they are there; no collective times out."""
 FINISH_S, GIVE_UP_S = 1.0, 5.0
 """How long a rank that fails waits for the save under way, and then for its threads to give up."""
-NICENESS = 10
-"""Of writer and committer, so that they take what training leaves of the processors."""
 
 
 @dataclass(frozen=True)
@@ -284,12 +280,13 @@ class Saver:
 
 
 def _in_background(work: Callable[[], T], name: str) -> Future[T]:
-    """Run in a thread that does not keep the process from ending."""
+    """Run in a thread that does not keep the process from ending.
+
+    At the priority of all others: one that is held back while it holds the interpreter lock holds training back too.
+    """
     future: Future[T] = Future()
 
     def run() -> None:
-        with contextlib.suppress(AttributeError, OSError):  # per thread on Linux, and there alone
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
             future.set_result(work())
         except BaseException as error:

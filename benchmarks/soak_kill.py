@@ -37,7 +37,7 @@ def main() -> int:
         root = Path(folder)
         corpus(root / "words", texts(400), texts(40, first=1000), chunk_tokens=1024)
         reference, run = (Run(root, name, root / "words", settings) for name in ("reference", "killed"))
-        reference.train()
+        reference.train(timeout_s=1800)
         kills = soak(run, options.kills, steps, options.seed, lambda kill: print(kill, flush=True))
         assert_same_curve(run, reference)
         rows = [line["rows"] for line in run.steps()]

@@ -71,10 +71,10 @@ class Run:
         assert self.process is not None, "not started"
         return self.process.wait(timeout_s)
 
-    def train(self, *more: str, env: dict[str, str] | None = None) -> None:
+    def train(self, *more: str, env: dict[str, str] | None = None, timeout_s: float = 120.0) -> None:
         """Train to the end; a failure shows the run's output."""
         self.start(*more, env=env)
-        assert self.finish() == 0, self.output()
+        assert self.finish(timeout_s) == 0, self.output()
 
     def output(self) -> str:
         logs = [self.root / f"{self.name}.log", *sorted((self.directory / "logs").glob("*.log"))]

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.processes
 
 
 def incidents(run: Run) -> list[str]:
-    return [event["cause"] for event in read_events(run.directory) if event["kind"] == "incident"]
+    return [event["words"] for event in read_events(run.directory) if event["kind"] == "incident"]
 
 
 @pytest.mark.parametrize("name", ["raylet", "gcs_server"])

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,16 +141,18 @@ def _create(path: Path, aligned: bool) -> tuple[int, bool]:
 def _stream(descriptor: int, blocks: Iterable[memoryview], size: int, rank: int, check: Callable[[], None]) -> str:
     """Hash of what was written."""
     hasher, at, halfway = xxhash.xxh3_128(), 0, False
-    for block in blocks:
-        check()
-        if not halfway and 2 * (at + len(block)) > size:
-            halfway = True
-            fault_point("ckpt.mid_rank", rank)
-        hasher.update(block[: size - at])
-        done = 0
-        while done < len(block):
-            done += os.write(descriptor, block[done:])
-        at += len(block)
+    with ThreadPoolExecutor(1, "hash") as beside:  # a block is hashed while it is written
+        for block in blocks:
+            check()
+            if not halfway and 2 * (at + len(block)) > size:
+                halfway = True
+                fault_point("ckpt.mid_rank", rank)
+            hashed = beside.submit(hasher.update, block[: size - at])
+            done = 0
+            while done < len(block):
+                done += os.write(descriptor, block[done:])
+            at += len(block)
+            hashed.result()
     assert size <= at < size + PAGE_BYTES, f"{at} bytes in the blocks of a file of {size}"
     os.ftruncate(descriptor, size)
     return hasher.hexdigest()
@@ -161,10 +165,16 @@ def _read_back(path: Path, size: int, direct: bool, check: Callable[[], None]) -
     try:
         if not direct and hasattr(os, "posix_fadvise"):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        with mmap.mmap(-1, min(BLOCK_BYTES, size + -size % PAGE_BYTES)) as memory, memoryview(memory) as buffer:
-            while got := os.readv(descriptor, [buffer]):
+        length = min(BLOCK_BYTES, size + -size % PAGE_BYTES)
+        memory = memoryview(mmap.mmap(-1, 2 * length))
+        halves = itertools.cycle((memory[:length], memory[length:]))
+        hashed: Future[None] | None = None
+        with ThreadPoolExecutor(1, "hash") as beside:  # a block is hashed while the next one is read
+            while got := os.readv(descriptor, [half := next(halves)]):
                 check()
-                hasher.update(buffer[:got])
+                if hashed is not None:
+                    hashed.result()
+                hashed = beside.submit(hasher.update, half[:got])
     finally:
         os.close(descriptor)
     return hasher.hexdigest()

@@ -30,7 +30,7 @@ from fmscale.errors import MachineError
 from launcher.ranks import RankActor
 from launcher.ray_cluster import Cluster, is_gone
 
-GIVE_UP_S = 1.5
+GIVE_UP_S = 5.0
 """After one rank has failed, the others have this long to notice it; one that has not by then is replaced, too."""
 START_S = 120.0
 """Longest wait for a new actor's process."""

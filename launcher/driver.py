@@ -25,10 +25,10 @@ from fmscale.corpus.readers import start_readers
 from fmscale.errors import MachineError
 from fmscale.observe import pids
 from fmscale.observe.failure import record
-from launcher.group import RankGroup
+from launcher.group import NodeLost, RankGroup
 from launcher.progress import Follower
 from launcher.ray_cluster import Cluster, RayLost, cluster
-from launcher.recovery import Recovery
+from launcher.recovery import Recovery, incidents_of_this_life
 
 PLACEMENT_TIMEOUT_S = 120.0
 
@@ -97,8 +97,9 @@ def _place(config: Config) -> tuple[PlacementGroup, int]:
     group = placement_group([{"CPU": 1, **({"GPU": 1} if gpus else {})}] * world, strategy="PACK")
     there = ray.cluster_resources()
     impossible = there.get("CPU", 0) < world or there.get("GPU", 0) < world * gpus
-    if impossible or not group.wait(PLACEMENT_TIMEOUT_S):
-        raise MachineError(
+    begun = bool(incidents_of_this_life(config.run_dir))  # the cluster was large enough, and a node may come back
+    if (impossible and not begun) or not group.wait(PLACEMENT_TIMEOUT_S):
+        raise (NodeLost if begun else MachineError)(
             "the Ray cluster cannot place all ranks at once",
             expected=f"{world} x (1 CPU{', 1 GPU' if gpus else ''}) free",
             found=f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs in all",

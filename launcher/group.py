@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,8 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fmscale.config import Config
-from fmscale.errors import MachineError
+from fmscale.errors import MachineError, StopRequested
+from fmscale.observe.failure import of_rank
 from launcher.ranks import RankActor
 from launcher.ray_cluster import Cluster, is_gone
 
@@ -34,6 +35,10 @@ GIVE_UP_S = 5.0
 """After one rank has failed, the others have this long to notice it; one that has not by then is replaced, too."""
 START_S = 120.0
 """Longest wait for a new actor's process."""
+
+
+class NodeLost(MachineError):
+    """No process could be had in a lost rank's place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +82,8 @@ class RankGroup:
     _members: dict[int, Member] = field(init=False, default_factory=dict)
     _spares: list[tuple[str, Any]] = field(init=False, default_factory=list)
     """(node, actor), the longest warm first."""
+    _nodes: dict[int, str] = field(init=False, default_factory=dict)
+    """Where each rank stands, or stood last."""
     _numbers: Iterator[int] = field(init=False, default_factory=itertools.count)
 
     def __post_init__(self) -> None:
@@ -92,14 +99,15 @@ class RankGroup:
         new = {}
         for rank in range(self.config.world_size):
             if rank not in self._members:
-                spare = self._take_spare()
+                spare = self._take_spare(self._nodes.get(rank, ""))
                 if spare is not None:
                     self._members[rank] = spare
                 else:
                     new[rank] = self._start(f"rank-{rank:05d}", self.strategies[rank], num_cpus=1, num_gpus=self.gpus)
         asked = {rank: actor.whereabouts.remote() for rank, actor in new.items()}
         for rank, answer in asked.items():
-            self._members[rank] = _member(new[rank], self._within_start(answer))
+            self._members[rank] = _member(new[rank], self._whereabouts(answer))
+        self._nodes = {rank: member.node for rank, member in self._members.items()}
 
     def attempt(
         self, readers: list[Any], name: str, roll_back: str, idle: Callable[[], Sequence[int]]
@@ -112,7 +120,7 @@ class RankGroup:
         world = self.config.world_size
         store = self._members[0].actor.open_store.remote(world, self.config.launch.timeout_s)
         try:
-            address, port = ray.get(store, timeout=START_S)
+            address, port = self._soon(store)
         except (RayActorError, GetTimeoutError) as error:
             return self._ended(name, dead={0}, stuck=set(), words=str(error))
         seen: dict[str, int] = defaultdict(int)
@@ -130,7 +138,7 @@ class RankGroup:
             dead, failed, words = self._take(running, done)
             hung = set(idle())
             if dead or failed or hung:
-                return self._wind_up(name, running, dead, hung, words)
+                return self._wind_up(name, running, dead, failed, hung, words)
         return None
 
     def _take(self, running: dict[Any, int], done: Sequence[Any]) -> tuple[set[int], set[int], str]:
@@ -151,23 +159,36 @@ class RankGroup:
                 dead.add(running.pop(answer))
         return dead, failed, words
 
-    def _wind_up(self, name: str, running: dict[Any, int], dead: set[int], hung: set[int], words: str) -> Ending:
-        """Wait until every other rank has noticed; kill those that do not."""
+    def _wind_up(
+        self, name: str, running: dict[Any, int], dead: set[int], failed: set[int], hung: set[int], words: str
+    ) -> Ending:
+        """Wait until every other rank has noticed; kill those that do not. Ranks that were asked to stop have the grace
+        period, which the supervisor watches."""
         for rank in hung:
             ray.kill(self._members[rank].actor)
         waiting = {answer: rank for answer, rank in running.items() if rank not in hung}
         deadline = time.monotonic() + GIVE_UP_S
-        while waiting and time.monotonic() < deadline:
+        while waiting and (time.monotonic() < deadline or self._asked_to_stop(name, failed)):
             done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0.02)
-            more, _, said = self._take(waiting, done)
-            dead, words = dead | more, words or said
-        return self._ended(name, dead=dead, stuck=hung | set(waiting.values()), words=words)
+            more, others, said = self._take(waiting, done)
+            dead, failed, words = dead | more, failed | others, words or said
+        # What a rank has failed by itself leaves its process in who knows what state; an echo of a peer's end does not.
+        by_themselves = {rank for rank in failed if not self._is_echo(name, rank)}
+        return self._ended(name, dead=dead, stuck=hung | set(waiting.values()), words=words, replace=by_themselves)
 
-    def _ended(self, name: str, *, dead: set[int], stuck: set[int], words: str) -> Ending:
-        """Empty the places of the lost; all of them on GPUs, and where a rank failed by itself: who knows in what state
-        an exception has left a process."""
-        lost = dead | stuck
-        for rank in range(len(self._members)) if self.gpus or not lost else lost:
+    def _is_echo(self, name: str, rank: int) -> bool:
+        said = of_rank(self.config.run_dir, name, rank)
+        return said is not None and said.is_echo
+
+    def _asked_to_stop(self, name: str, failed: set[int]) -> bool:
+        said = (of_rank(self.config.run_dir, name, rank) for rank in failed)
+        return any(failure is not None and failure.exit_code == StopRequested.exit_code for failure in said)
+
+    def _ended(
+        self, name: str, *, dead: set[int], stuck: set[int], words: str, replace: Collection[int] = ()
+    ) -> Ending:
+        """Empty the places of the lost and of those to replace; on GPUs all of them."""
+        for rank in range(len(self._members)) if self.gpus else {*dead, *stuck, *replace}:
             ray.kill(self._members.pop(rank).actor)
         first = words.splitlines()[0] if words else ""
         return Ending(attempt=name, dead=sorted(dead), stuck=sorted(stuck), words=first)
@@ -190,32 +211,39 @@ class RankGroup:
                 actor.warm_up.remote(number)
                 self._spares.append((node, actor))
 
-    def _take_spare(self) -> Member | None:
-        """One whose process lives; None without any. One that is still warming up is waited for."""
+    def _take_spare(self, node: str) -> Member | None:
+        """One whose process lives, best one of `node`; None without any. One that still warms up is waited for."""
         while self._spares:
-            _, actor = self._spares.pop(0)
+            at, actor = next((spare for spare in self._spares if spare[0] == node), self._spares[0])
+            self._spares.remove((at, actor))
             try:
-                return _member(actor, ray.get(actor.whereabouts.remote(), timeout=START_S))
+                return _member(actor, self._soon(actor.whereabouts.remote()))
             except (RayActorError, GetTimeoutError):
-                continue
+                ray.kill(actor)
         return None
 
-    def _within_start(self, answer: Any) -> tuple[str, str, int]:
+    def _whereabouts(self, answer: Any) -> tuple[str, str, int]:
+        try:
+            found: tuple[str, str, int] = self._soon(answer)
+        except (RayActorError, GetTimeoutError) as error:
+            raise NodeLost(
+                "a rank's process does not start",
+                expected=f"an answer within {START_S:g} s",
+                found=str(error).splitlines()[0],
+                do=f"look at {self.config.run_dir / 'logs'} and at the cluster's nodes (`ray status`)",
+            ) from error
+        return found
+
+    def _soon(self, answer: Any) -> Any:
+        """`ray.get` with START_S to go and an eye on Ray. Raises RayActorError, GetTimeoutError, RayLost."""
         deadline = time.monotonic() + START_S
         while True:
             self.cluster.require_alive()
             try:
-                found: tuple[str, str, int] = ray.get(answer, timeout=0.5)
-                return found
-            except (RayActorError, GetTimeoutError) as error:
-                if isinstance(error, GetTimeoutError) and time.monotonic() < deadline:
-                    continue
-                raise MachineError(
-                    "a rank's process does not start",
-                    expected=f"an answer within {START_S:g} s",
-                    found=str(error).splitlines()[0],
-                    do=f"look at {self.config.run_dir / 'logs'} and at the cluster's nodes (`ray status`)",
-                ) from error
+                return ray.get(answer, timeout=0.5)
+            except GetTimeoutError:
+                if time.monotonic() > deadline:
+                    raise
 
 
 def _member(actor: Any, whereabouts: tuple[str, str, int]) -> Member:

@@ -15,18 +15,20 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from fmscale.config import Config
 from fmscale.errors import StopRequested
-from fmscale.observe.events import EventLog
+from fmscale.observe.events import EventLog, read_events
 from fmscale.observe.failure import first_cause
 from fmscale.observe.heartbeat import Hang, HeartbeatWatch, dump_stacks
 from fmscale.observe.metrics import last_step
 from fmscale.observe.oom import oom_kills
-from fmscale.observe.terms import load_term, newest_term
+from fmscale.observe.terms import load_term, term_numbers
 from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.checkpoint_format import parse_directory_name
 from fmscale.training.stopping import request_stop, withdraw_request
 from launcher.requests import StopRequests
 from launcher.restarts import Ending
@@ -55,7 +57,7 @@ class Incarnation:
     def run(self) -> Ending:
         """Start a driver, wait for it, leave nothing of it behind."""
         config, run_dir = self.config, self.config.run_dir
-        before, kills, hang = max(0, last_step(run_dir)), oom_kills(), None
+        before, kills, hang = starts_from(run_dir, self.roll_back), oom_kills(), None
         withdraw_request(run_dir)
         log = run_dir / "logs" / "driver.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -75,16 +77,18 @@ class Incarnation:
                 code = driver.wait()
                 sweep(INCARNATION, self.tag)
                 withdraw_request(run_dir)
-        step = max(0, last_step(run_dir))
+        step, judged = max(0, last_step(run_dir)), judged_by_driver(run_dir, self.tag)
+        last = max((int(event["incarnation"].rpartition(".")[2]) for event in judged), default=-1)
         return Ending(
             exit_code=code,
             step=step,
             committed=committed_step(run_dir),
             moved=step > before,
-            failure=first_cause(run_dir, self.tag),
+            failure=first_cause(run_dir, self.tag, after=last),
             hang=str(hang) if hang else "",
-            oom_kills=max(0, oom_kills() - kills),
-            words=_text_since(log, said),
+            # What the driver has recovered from is no cause of what came later.
+            oom_kills=0 if judged else max(0, oom_kills() - kills),
+            words="" if judged else _text_since(log, said),
         )
 
     def _wait(self, driver: subprocess.Popen[bytes]) -> Hang | None:
@@ -166,6 +170,18 @@ def show_hang(run_dir: Path, hang: Hang, incarnation: str, events: EventLog) -> 
     )
 
 
+def judged_by_driver(run_dir: Path, tag: str) -> list[dict[str, Any]]:
+    """Incidents of the attempts of incarnation `tag`, which its driver has judged."""
+    events = (event for event in read_events(run_dir) if event.get("kind") == "incident")
+    return [event for event in events if str(event.get("incarnation", "")).startswith(f"{tag}.")]
+
+
+def starts_from(run_dir: Path, roll_back: str | None) -> int:
+    """Step of the checkpoint that an incarnation begins with; 0: from nothing."""
+    name = parse_directory_name(roll_back) if roll_back else None
+    return name[0] if name else committed_step(run_dir)
+
+
 def committed_step(run_dir: Path) -> int:
     """Step of the newest commit, by term first; 0 without one."""
     commits = CheckpointStore(run_dir / "checkpoints").list()
@@ -174,8 +190,8 @@ def committed_step(run_dir: Path) -> int:
 
 def rolled_back(run_dir: Path, name: str, first_term: int) -> bool:
     """Whether a term since `first_term` goes on from the checkpoint `name`: then restarts go on from that term."""
-    newest = newest_term(run_dir)
-    return newest > first_term and load_term(run_dir, newest).parent == name
+    since = (term for term in term_numbers(run_dir) if term > first_term)
+    return any(load_term(run_dir, term).parent == name for term in since)
 
 
 def _command(config: Config) -> list[str]:

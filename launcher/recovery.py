@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fmscale.config import Config
-from fmscale.errors import StopRequested
+from fmscale.errors import RunHeldError, StopRequested
 from fmscale.observe.events import EventLog, read_events
 from fmscale.observe.failure import first_cause
 from fmscale.observe.heartbeat import HeartbeatWatch
@@ -26,7 +26,7 @@ from fmscale.training.stopping import request_stop
 from launcher import restarts
 from launcher.drain import DrainWatch
 from launcher.group import Ending, RankGroup
-from launcher.incarnation import ROLL_BACK, committed_step, rolled_back, show_hang
+from launcher.incarnation import ROLL_BACK, committed_step, rolled_back, show_hang, starts_from
 from launcher.progress import Follower
 from launcher.restarts import Restarts, classify
 
@@ -40,7 +40,8 @@ class Recovery:
         self._group, self._follower = group, follower
         self._events = EventLog(self._run_dir)
         self._restarts = Restarts(config.launch.max_restarts, incidents_of_this_life(self._run_dir))
-        self._asked = False
+        self._asked, self._lock = False, self._run_dir / "lease" / "lock"
+        self._held = _identity(self._lock)
         self._number, self._first_term = -1, newest_term(self._run_dir)
         self._begin()
 
@@ -52,7 +53,7 @@ class Recovery:
     def _begin(self) -> None:
         launch = self._config.launch
         self._number, self._hang = self._number + 1, ""
-        self._step_before, self._kills_before = max(0, last_step(self._run_dir)), oom_kills()
+        self._step_before, self._kills_before = starts_from(self._run_dir, self.roll_back), oom_kills()
         self._drain = DrainWatch(self._group.nodes)
         self._watch = HeartbeatWatch(
             run_dir=self._run_dir,
@@ -89,8 +90,16 @@ class Recovery:
     def judge(self, ending: Ending) -> None:
         """Count and tell the incident.
 
-        Raises StopRequested if the ranks have stopped because they were asked to, otherwise what `Restarts.judge` does.
+        Raises StopRequested if the ranks have stopped because they were asked to, RunHeldError if the run was taken
+        over meanwhile, otherwise what `Restarts.judge` does.
         """
+        if _identity(self._lock) != self._held:
+            raise RunHeldError(
+                "another process took this run over",
+                expected=f"the lock that this run began with: {self._lock}",
+                found="a newer one",
+                do="nothing: the run goes on there",
+            )
         failure, step = first_cause(self._run_dir, self.attempt), max(0, last_step(self._run_dir))
         if failure is not None and failure.exit_code == StopRequested.exit_code:
             raise StopRequested(failure.message)
@@ -118,6 +127,15 @@ class Recovery:
         """Every place is filled again."""
         self._events.write("mended", dead=list(ending.dead), stuck=list(ending.stuck), seconds=seconds)
         self._begin()
+
+
+def _identity(lock: Path) -> tuple[int, int] | None:
+    """A take-over puts another file in its place (fmscale/training/lease.py)."""
+    try:
+        found = os.stat(lock)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def incidents_of_this_life(run_dir: Path) -> list[dict[str, Any]]:

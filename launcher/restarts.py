@@ -38,7 +38,7 @@ ADVICE = {
 }
 _ANY = "read the run's logs/; the cause is in settings, code or data, and another restart would repeat it"
 
-_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory|cannot allocate memory|OutOfMemory|OOM")
+_MEMORY = re.compile(r"out of memory|(can't|cannot) allocate memory|not enough memory|OutOfMemory|\bOOM\b")
 _GCS = re.compile(r"\bGCS\b.*(unreachable|failed|down|connect|died|timed? ?out)|(connect|lost).{0,40}\bGCS\b", re.I)
 _NODE = re.compile(r"node.{0,60}(died|dead|unreachable|removed|missed too many heartbeats)", re.I)
 _ROOT_CAUSE = re.compile(r"Root Cause.*?rank\s*:\s*(\d+).*?exitcode\s*:\s*(-?\d+)", re.S)
@@ -111,8 +111,8 @@ def classify(ending: Ending) -> Incident:
         if own.exit_code == StopRequested.exit_code:
             return incident("stopped", _first_line(own.message), own.exit_code, own.message)
         words = f"{_who(own.rank)} failed: {own.kind}: {_first_line(own.message)}"
-        if own.kind == "RayLost":
-            return incident("ray lost", words)
+        if own.kind in ("RayLost", "NodeLost"):
+            return incident("ray lost" if own.kind == "RayLost" else "node lost", words)
         at_start = own.exit_code == MachineError.exit_code and not ending.moved
         if own.exit_code in FATAL_EXIT_CODES or at_start:
             return incident("fatal", words, own.exit_code, own.message)

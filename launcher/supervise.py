@@ -7,21 +7,20 @@ environment and killed before the next one starts. Whether one follows is decide
 
 from __future__ import annotations
 
-import os
 import uuid
 from pathlib import Path
 
 from fmscale.config import Config
-from fmscale.errors import CheckpointError, RunHeldError, StopRequested
+from fmscale.errors import CheckpointError, RestartBudgetError, RunHeldError, StopRequested
 from fmscale.observe import pids
-from fmscale.observe.events import EventLog, read_events
+from fmscale.observe.events import EventLog
 from fmscale.observe.metrics import last_step
 from fmscale.observe.terms import newest_term
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
 from fmscale.training.upload import uploaded
 from launcher import snapshot
-from launcher.incarnation import RUN, Incarnation, committed_step, rolled_back, say, sweep
+from launcher.incarnation import RUN, Incarnation, committed_step, judged_by_driver, rolled_back, say, sweep
 from launcher.ray_cluster import private_environment
 from launcher.requests import StopRequests
 from launcher.restarts import Ending, Restarts, classify
@@ -58,9 +57,10 @@ def supervise(config: Config, roll_back: str | None = None, take_over: bool = Fa
                 events.write("end", incarnation=tag, step=last_step(run_dir))
                 return
             _stop_if_asked(incarnation, ending)
-            restarts.recall(_judged_by_the_driver(run_dir, tag))
+            restarts.recall(judged_by_driver(run_dir, tag))
             incident = classify(ending)
-            events.write("incident", incarnation=tag, driver_exit_code=ending.exit_code, **incident.to_event())
+            if incident.exit_code != RestartBudgetError.exit_code:  # else the driver has judged it, and written it
+                events.write("incident", incarnation=tag, driver_exit_code=ending.exit_code, **incident.to_event())
             restarts.judge(incident)
             events.write("restart", number=restarts.count)
             number = restarts.standing(incident.committed)
@@ -100,17 +100,6 @@ def _asked(requests: StopRequests, how: str, run_dir: Path) -> StopRequested:
     )
     error.exit_code = requests.exit_code
     return error
-
-
-def _judged_by_the_driver(run_dir: Path, tag: str) -> list[dict[str, object]]:
-    """Incidents from which the driver of incarnation `tag` recovered by itself."""
-    return [
-        event
-        for event in read_events(run_dir)
-        if event.get("kind") == "incident"
-        and str(event.get("incarnation", "")).startswith(tag)
-        and event.get("pid") != os.getpid()
-    ]
 
 
 def _require(lease: Lease) -> None:

@@ -53,28 +53,41 @@ def record(run_dir: Path, incarnation: str, rank: int, error: BaseException) -> 
         message=str(error),
         trace="".join(traceback.format_exception(error)),
     )
-    directory = run_dir / "logs" / "failures"
+    file = _file(run_dir, incarnation, rank)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        publish_new(directory / f"{incarnation}-rank-{rank:05d}.json", json.dumps(asdict(failure)).encode())
+        file.parent.mkdir(parents=True, exist_ok=True)
+        publish_new(file, json.dumps(asdict(failure)).encode())
     except FileExistsError:
         return
     except OSError:
         print(failure.trace, file=sys.stderr, flush=True)
 
 
-def first_cause(run_dir: Path, incarnation: str) -> Failure | None:
+def first_cause(run_dir: Path, incarnation: str, after: int = -1) -> Failure | None:
     """The earliest failure of the incarnation that is no echo, else the earliest echo (`is_echo` tells which).
 
-    Of an incarnation whose driver recovered by itself (attempts TAG, TAG.1, ...) the last attempt counts, and what the
-    driver said. None: nobody had time to say anything.
+    What the driver said counts before all else: it has judged what its ranks said. Of its attempts (TAG.0, TAG.1, ...)
+    the last one counts, if it is a later one than `after`. None: nobody had time to say anything.
     """
     directory = run_dir / "logs" / "failures"
     names = {
         file: re.fullmatch(r"\w+(?:\.(\d+))?-rank-(-?\d+)", file.stem) for file in directory.glob(f"{incarnation}*")
     }
-    attempts = {file: int(match[1] or 0) for file, match in names.items() if match}
+    drivers = [file for file, match in names.items() if match and int(match[2]) < 0]
+    attempts = {file: int(match[1] or 0) for file, match in names.items() if match and int(match[1] or 0) > after}
     last = max(attempts.values(), default=0)
-    files = [file for file, attempt in attempts.items() if attempt == last or "-rank--" in file.name]
+    files = drivers or [file for file, attempt in attempts.items() if attempt == last]
     failures = sorted((Failure(**json.loads(file.read_text())) for file in files), key=lambda f: f.time)
     return next((failure for failure in failures if not failure.is_echo), failures[0] if failures else None)
+
+
+def of_rank(run_dir: Path, incarnation: str, rank: int) -> Failure | None:
+    """What this rank said in this attempt; None: nothing."""
+    try:
+        return Failure(**json.loads(_file(run_dir, incarnation, rank).read_text()))
+    except OSError:
+        return None
+
+
+def _file(run_dir: Path, incarnation: str, rank: int) -> Path:
+    return run_dir / "logs" / "failures" / f"{incarnation}-rank-{rank:05d}.json"

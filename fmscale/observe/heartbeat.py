@@ -50,7 +50,7 @@ def age_s(run_dir: Path) -> float | None:
 
 
 class Heartbeat:
-    """A rank's own. Made once in a process; `beat` is called by the thread that trains."""
+    """A rank's own, made anew at each attempt; `beat` is called by the thread that trains."""
 
     def __init__(self, run_dir: Path, rank: int, incarnation: str = "") -> None:
         """incarnation: by default that of the environment. Lines of other incarnations mean nothing to a watch."""

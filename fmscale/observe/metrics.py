@@ -88,8 +88,8 @@ def _select(run_dir: Path, lines: Iterable[dict[str, Any]]) -> list[dict[str, An
 def summary(run_dir: Path) -> dict[str, Any]:
     """The run in a few numbers; None where there is nothing to tell.
 
-    restarts: starts after the first, by whomever. goodput: time in steps that count / wall time from the first event
-    to the last sign of life.
+    restarts: starts after the first, by whomever, and lost ranks that were replaced. goodput: time in steps that
+    count / wall time from the first event to the last sign of life.
     """
     steps, evals, events = series(run_dir), eval_series(run_dir), read_events(run_dir)
     last: dict[str, Any] = steps[-1] if steps else {}
@@ -106,7 +106,7 @@ def summary(run_dir: Path) -> dict[str, Any]:
         "heldout_bits_per_byte": evals[-1].get("heldout_bits_per_byte") if evals else None,
         "tokens_per_s": last.get("tokens", 0) / useful_s if useful_s else None,
         "terms": newest_term(run_dir),
-        "restarts": max(0, counts.count("start") - 1),
+        "restarts": max(0, counts.count("start") - 1) + counts.count("mended"),
         "incidents": counts.count("incident"),
         "checkpoints": counts.count("checkpoint"),
         "wall_s": wall_s,

@@ -24,7 +24,7 @@ from pathlib import Path
 import xxhash
 
 from fmscale.durable import link_new, temporary_name
-from fmscale.errors import MachineError
+from fmscale.errors import CheckpointError, MachineError
 from fmscale.observe.faults import fault_point
 
 BLOCK_BYTES = 16 << 20
@@ -93,12 +93,16 @@ def require_room(path: Path, size: int, files: str = "") -> None:
 @contextlib.contextmanager
 def storage(path: Path, size: int) -> Iterator[None]:
     """Raises MachineError where the block, writing `path` of `size` bytes, meets a file system that is full, read-only,
-    failing or gone. FileExistsError is the caller's."""
+    failing or gone; a file that could not be read (a CheckpointError for an OSError) is one of these. FileExistsError
+    is the caller's."""
     try:
         yield
     except FileExistsError:
         raise
-    except OSError as error:
+    except (OSError, CheckpointError) as caught:
+        error = caught if isinstance(caught, OSError) else caught.__cause__
+        if not isinstance(error, OSError):
+            raise
         free = -1
         with contextlib.suppress(OSError, StopIteration):
             free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free

@@ -42,6 +42,8 @@ class CheckpointStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.run_dir = self.root.parent
+        self._newest: Commit | None = None
+        """That this object made."""
 
     # --- writing
 
@@ -78,12 +80,14 @@ class CheckpointStore:
         when there is no room, the file system fails, or COMMIT.json is another when it is read back.
         """
         self._fence(term)
-        record = load_term(self.run_dir, term)
+        with storage(self.run_dir, 0):
+            record = load_term(self.run_dir, term)
         before = parse_directory_name(parent) if parent else None
         assert parent == record.parent or (before and before[1] == term), f"{parent} is no parent in term {term}"
         assert before is None or (before[0], before[1]) < (step, term), f"step {step} does not come after {parent}"
         in_term = parent if parent != record.parent else None
-        parent_hash = read_commit(self.root / in_term).commit_hash if in_term else record.parent_hash
+        with storage(self.root, 0):
+            parent_hash = self._hash_of(in_term) if in_term else record.parent_hash
         directory = self.root / directory_name(step, term)
 
         def check_all() -> None:
@@ -109,7 +113,13 @@ class CheckpointStore:
         fault_point("ckpt.after_commit")
         self._fence(term)
         self._read_back(directory, commit)
+        self._newest = commit
         return commit
+
+    def _hash_of(self, name: str) -> str:
+        """Of a commit of this process, most often: then its file is not needed again."""
+        known = self._newest
+        return known.commit_hash if known and known.name == name else read_commit(self.root / name).commit_hash
 
     def _read_back(self, directory: Path, commit: Commit) -> None:
         try:

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from fmscale.config import CheckpointConfig
-from fmscale.errors import MachineError
+from fmscale.errors import CheckpointError, MachineError
 from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
 from fmscale.training.block_file import require_room, storage
@@ -234,7 +234,7 @@ class Saver:
                     keep_every=self._config.keep_every_steps,
                     read_back=False,
                 )
-        except MachineError as error:
+        except (MachineError, CheckpointError) as error:
             save.said.append(f"{commit.name} stands, but older ones could not be removed: {error}")
         return commit
 

@@ -11,6 +11,7 @@ Without a supervisor (the user's own torchrun or srun) ranks watch the time limi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -33,7 +34,9 @@ def request_stop(run_dir: Path, incarnation: str, reason: str) -> None:
 
 
 def withdraw_request(run_dir: Path) -> None:
-    (run_dir / REQUEST).unlink(missing_ok=True)
+    """Where the directory takes no writes it stays: it names an incarnation that is over."""
+    with contextlib.suppress(OSError):
+        (run_dir / REQUEST).unlink(missing_ok=True)
 
 
 def seconds_left(launch: LaunchConfig, environment: Mapping[str, str], ran_s: float, now: float) -> float | None:
@@ -83,6 +86,9 @@ class Stopping:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._reason = self._reason or f"{signal.Signals(number).name} to rank {self._rank}"
+        if self._incarnation:  # should this attempt end before the ranks have met, the next one is to know
+            with contextlib.suppress(OSError):
+                request_stop(self._file.parent, self._incarnation, self._reason)
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():

@@ -65,11 +65,14 @@ class Uploader:
             return
         # For one that is under way, and the last; of the time that a run asked to stop has, half.
         self._wait(self._config.launch.grace_s / 2 if asked else 2 * self._remote.limit_s)
-        if self._rank > 0 or asked:
+        if self._rank > 0:
             self._given_up.set()
             return
         late = self._thread.is_alive()
-        self._write("request", {"number": -1})
+        self._given_up.set()
+        self._write("request", {"number": -1})  # lets the others go
+        if asked:
+            return
         if isinstance(self._failure, TakenOverError):
             raise self._failure
         if late or self._failure:

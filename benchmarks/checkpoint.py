@@ -49,7 +49,8 @@ from fmscale.training.engine import build_engine
 from fmscale.training.fragment_file import in_file_order, layout_of
 from fmscale.training.host_image import HostImage
 from fmscale.training.lease import Lease
-from fmscale.training.saver import IDLE, Saver
+from fmscale.training.save import IDLE
+from fmscale.training.saver import Saver
 
 SEQ_LEN, ROWS = 512, 4
 TURN_STEPS = 3

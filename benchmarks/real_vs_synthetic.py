@@ -30,7 +30,7 @@ from fmscale.observe.heartbeat import Heartbeat
 from fmscale.topology import Topology
 from fmscale.training.engine import Engine, build_engine
 from fmscale.training.feed import Feed
-from fmscale.training.saver import IDLE
+from fmscale.training.save import IDLE
 from fmscale.training.stopping import Stopping
 from launcher.demo import CONFIG, VOCAB_SIZE
 from launcher.ray_cluster import cluster

@@ -121,7 +121,7 @@ def main() -> None:
     stamp = time.strftime("%H%M%S")
     print()
     with training(out, corpus, f"warm-{stamp}") as run:
-        arm("rank killed, a spare is warm", run, "rank", options.times, 12.0, draw)
+        arm("rank killed, a spare is warm", run, "rank", options.times, 9.0, draw)
         arm("driver killed, Ray starts anew", run, "driver", options.cold, 3.0, draw)
     with training(out, corpus, f"cold-{stamp}", "launch.spares=0") as run:
         arm("rank killed, no spare", run, "rank", options.cold, 3.0, draw)

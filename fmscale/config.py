@@ -6,12 +6,11 @@ cannot work together; below that, every field is trusted and no other module che
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from fmscale.settings import load_settings, settings_from_yaml, settings_to_yaml
 
@@ -195,6 +194,11 @@ class CheckpointConfig:
     directory. Needs `pip install "fmscale[s3]"`; credentials and AWS_ENDPOINT_URL come from the environment."""
     remote_timeout_s: float = 1800.0
     """Longest time that one checkpoint may take to or from the object store, repeated requests included."""
+    fast_dir: str = ""
+    """Directory of the node's own disk or memory (/dev/shm) for checkpoints in between; empty: none. Such a one is lost
+    with the node. For ranks that all see one directory: elsewhere it is switched off, and the run says so."""
+    fast_every_steps: int = 0
+    """Steps between those; fewer than `every_steps`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,19 +284,3 @@ def from_yaml(text: str, origin: str = "config.yaml") -> Config:
 
 def to_yaml(config: Config) -> str:
     return settings_to_yaml(config)
-
-
-def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of every leaf; entries of a list by their number."""
-    values: Iterable[tuple[Any, Any]]
-    if isinstance(config, dict):
-        values = config.items()
-    elif isinstance(config, list):
-        values = enumerate(config)
-    else:
-        values = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
-    for name, value in values:
-        if dataclasses.is_dataclass(value) or isinstance(value, dict | list):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-from fmscale.config import Config, flatten
+from fmscale.config import Config
 from fmscale.errors import ConfigError
+from fmscale.settings import flatten
 
 MAY_CHANGE_ON_RESUME: dict[str, str] = {
     "run.root": "where the run directory stands",

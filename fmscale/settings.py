@@ -8,8 +8,9 @@ type. Its resolvers are switched off, because `${oc.env:...}` in a foreign file 
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -181,3 +182,19 @@ def _config_error(error: OmegaConfBaseException, origin: str) -> ConfigError:
         )
     expected = "a group of settings" if "is not a subclass of" in lines[0] else lines[0]
     return ConfigError(f"setting `{key}` has a wrong value", expected=expected, found=origin, do=_REMEDY)
+
+
+def flatten(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of every leaf; entries of a list by their number."""
+    values: Iterable[tuple[Any, Any]]
+    if isinstance(config, dict):
+        values = config.items()
+    elif isinstance(config, list):
+        values = enumerate(config)
+    else:
+        values = ((f.name, getattr(config, f.name)) for f in dataclasses.fields(config))
+    for name, value in values:
+        if dataclasses.is_dataclass(value) or isinstance(value, dict | list):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -6,9 +6,10 @@ import math
 import re
 from pathlib import Path
 
-from fmscale.config import Config, flatten
+from fmscale.config import CheckpointConfig, Config
 from fmscale.errors import ConfigError
 from fmscale.s3_request import check_url
+from fmscale.settings import flatten
 from fmscale.validate_stages import nearest, schedules, stages
 
 POSITIVE = """
@@ -20,7 +21,8 @@ POSITIVE = """
 NOT_NEGATIVE = """
     model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
     schedule.final_lr_ratio
-    checkpoint.every_steps checkpoint.keep_every_steps eval.every_steps eval.rows train.grad_clip launch.max_restarts
+    checkpoint.every_steps checkpoint.keep_every_steps checkpoint.fast_every_steps
+    eval.every_steps eval.rows train.grad_clip launch.max_restarts
     launch.hang_s launch.time_limit_s launch.spares
 """
 
@@ -123,6 +125,7 @@ def validate(config: Config, world_size: int | None = None) -> None:
             found=f"checkpoint.keep={config.checkpoint.keep}",
             do="set checkpoint.keep=2",
         )
+    _fast_tier(config.checkpoint)
     if config.launch.hang_s >= config.launch.timeout_s:
         raise ConfigError(
             "a collective operation would give up before a hang is seen and its stacks are shown",
@@ -167,6 +170,31 @@ def validate(config: Config, world_size: int | None = None) -> None:
                 do="prepare it, or correct the path",
             )
     stages(config)
+
+
+def _fast_tier(checkpoint: CheckpointConfig) -> None:
+    folder, fast, every = checkpoint.fast_dir, checkpoint.fast_every_steps, checkpoint.every_steps
+    if bool(folder) != bool(fast):
+        raise ConfigError(
+            "fast checkpoints need a directory and a number of steps",
+            expected="both of checkpoint.fast_dir and checkpoint.fast_every_steps, or neither",
+            found=f"checkpoint.fast_dir={folder or 'none'}, checkpoint.fast_every_steps={fast}",
+            do="set the other one too, such as checkpoint.fast_dir=/dev/shm checkpoint.fast_every_steps=10",
+        )
+    if folder and not Path(folder).is_absolute():
+        raise ConfigError(
+            "checkpoint.fast_dir is no absolute path, and ranks have no common working directory",
+            expected="a directory of the node's own disk or memory, such as /dev/shm",
+            found=folder,
+            do="write it from / on",
+        )
+    if every and fast >= every:
+        raise ConfigError(
+            "fast checkpoints would come no more often than the others",
+            expected=f"checkpoint.fast_every_steps < checkpoint.every_steps={every}",
+            found=f"checkpoint.fast_every_steps={fast}",
+            do=f"set checkpoint.every_steps={10 * fast}",
+        )
 
 
 def _at_least_one(config: Config) -> None:

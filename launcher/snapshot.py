@@ -15,13 +15,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from fmscale.config import Config, flatten, from_yaml, to_yaml
+from fmscale.config import Config, from_yaml, to_yaml
 from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.sources import begin_ledger, with_added
 from fmscale.durable import replace
 from fmscale.errors import CheckpointError, ConfigError
 from fmscale.observe.events import EventLog
 from fmscale.resume import check_resume
+from fmscale.settings import flatten
 
 SNAPSHOT = "snapshot.json"
 PACKAGES = ("torch", "deepspeed", "ray", "webdataset", "wandb", "sentencepiece", "omegaconf", "numpy", "safetensors")

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,12 +58,21 @@ def store_of(run_dir: Path) -> CheckpointStore:
     return CheckpointStore(run_dir / "checkpoints")
 
 
-def save(run_dir: Path, step: int, term: int, parent: str | None, world: int = 2) -> Commit:
-    """Write and commit the checkpoint of `step`."""
-    store = store_of(run_dir)
+def save(
+    run_dir: Path,
+    step: int,
+    term: int,
+    parent: str | None,
+    world: int = 2,
+    store: CheckpointStore | None = None,
+    **state: Any,
+) -> Commit:
+    """Write and commit the checkpoint of `step`, in `store` if that is not the run's own."""
+    store = store or store_of(run_dir)
     for rank, part in enumerate(deal(step, world, {"embedding": [5, 11]})):
         store.write_rank(step, term, rank, part)
-    return store.commit(step, term, world, 4 * step, parent, {"engine": "test", "step": step}, timeout_s=5)
+    state = {"engine": "test", "step": step, **state}
+    return store.commit(step, term, world, 4 * step, parent, state, timeout_s=5)
 
 
 def start(run_dir: Path, parent: Commit | None = None) -> int:

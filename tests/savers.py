@@ -17,6 +17,7 @@ from fmscale.observe.events import read_events
 from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
 from fmscale.training.checkpoint_format import Commit
+from fmscale.training.fast_tier import FastTier
 from fmscale.training.saver import Saver
 from tests.checkpoints import Piece, deal, store_of
 
@@ -35,9 +36,9 @@ class Rig:
         for live, then in zip(self.state, now, strict=True):
             live.tensor.copy_(then.tensor)
 
-    def save(self, step: int) -> None:
+    def save(self, step: int, *, fast: bool = False) -> None:
         self.train(step)
-        self.saver.begin(step, 4 * step, {"step": step})
+        self.saver.begin(step, 4 * step, {"step": step, "ledger": []}, fast=fast)
 
     def exchange(self) -> bool:
         """As before a step; whether the save under way has ended on all ranks."""
@@ -57,7 +58,9 @@ class Rig:
 
 
 @contextmanager
-def rig(run_dir: Path, term: int, parent: Commit | None = None, **settings: Any) -> Iterator[Rig]:
+def rig(
+    run_dir: Path, term: int, parent: Commit | None = None, fast: FastTier | None = None, **settings: Any
+) -> Iterator[Rig]:
     """The saver of this rank in `term` of a run; of the only rank, where there is no process group yet.
 
     settings: of CheckpointConfig.
@@ -87,6 +90,7 @@ def rig(run_dir: Path, term: int, parent: Commit | None = None, **settings: Any)
             control=control,
             heart=stack.enter_context(Heartbeat(run_dir, rank)),
             recorder=stack.enter_context(Recorder(config, term, CPU, console=False)) if rank == 0 else None,
+            fast=fast,
         )
         stack.callback(saver.close)
         yield Rig(run_dir, saver, state)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fmscale.config import Config, flatten
+from fmscale.config import Config
 from fmscale.corpus.order import Order
 from fmscale.corpus.quarantine import Lost
 from fmscale.corpus.rows import Spent
@@ -23,6 +23,7 @@ from fmscale.observe.flops import mfu, peak_flops
 from fmscale.observe.metrics import MetricsLog
 from fmscale.observe.sinks import ConsoleSink, Sink, Sinks, WandbSink
 from fmscale.observe.stalls import StallWatch
+from fmscale.settings import flatten
 
 
 class Recorder:
@@ -76,10 +77,12 @@ class Recorder:
         """A step that a checkpoint holds has its line on the disk."""
         self._log.fsync()
 
-    def checkpoint(self, name: str, step: int, seconds: float, pause_s: float, bytes_: int) -> None:
-        """seconds: until it was committed; pause_s: for how many of them training stood still."""
+    def checkpoint(
+        self, name: str, step: int, seconds: float, pause_s: float, bytes_: int, *, fast: bool = False
+    ) -> None:
+        """seconds: until it was committed; pause_s: for how many of them training stood still. fast: in that tier."""
         fields = {"name": name, "step": step, "term": self._term, "seconds": seconds, "pause_s": pause_s}
-        self._events.write("checkpoint", **fields, bytes=bytes_)
+        self._events.write("fast_checkpoint" if fast else "checkpoint", **fields, bytes=bytes_)
 
     def quarantine(self, lost: Lost) -> None:
         """A chunk that is read no more, with every row of the run that this changes."""

@@ -1,21 +1,25 @@
 """All ranks of a run start from the same checkpoint, and each byte of it has been read by one of them.
 
 Rank 0 offers the commits of the run's history, newest first, or the one to roll back to. Each rank hashes its share of
-the files; the first commit that every rank finds intact is taken, and the others are passed over loudly.
+the files; the first commit that every rank finds intact is taken, and the others are passed over loudly. One of the
+fast tier is brought into the run directory first, so that a run never goes on from anything outside it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch.distributed as dist
 
 from fmscale.config import Config
-from fmscale.errors import CheckpointError
+from fmscale.errors import CheckpointError, MachineError
 from fmscale.observe.events import EventLog
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import MARKER, Commit
+from fmscale.training.fast_tier import FastTier
 from fmscale.training.history import checkpoint_names
 from fmscale.training.restore import bring_back
 
@@ -23,53 +27,84 @@ ROLL_BACK = "FMSCALE_ROLL_BACK"
 """Environment variable: name of the checkpoint that an incarnation starts from, instead of the newest."""
 
 
+@dataclass(frozen=True)
+class _Offer:
+    commit: Commit
+    fast: bool
+    """Whether it stands in the fast tier."""
+
+
 def agree_on_checkpoint(
-    config: Config, store: CheckpointStore, rank: int, world: int, control: dist.ProcessGroup
+    config: Config,
+    store: CheckpointStore,
+    rank: int,
+    world: int,
+    control: dist.ProcessGroup,
+    fast: FastTier | None = None,
 ) -> Commit | None:
     """The newest commit of the run's lineage that holds for all of `control`; None: the run never had one.
 
-    Raises CheckpointError, on every rank, where there were some and none holds, or the one to roll back to does not.
+    It stands in the run directory, wherever it was found. Raises CheckpointError, on every rank, where there were some
+    in the run directory and none holds, or the one to roll back to does not.
     """
     if config.checkpoint.remote:
         bring_back(config, store, rank, world, control, os.environ.get(ROLL_BACK))
     warn = _Loud(config) if rank == 0 else None
-    proposals = _proposals(store, warn) if warn else iter(())
+    proposals = _proposals(store, fast, warn) if warn else iter(())
     refused: list[str] = []
     while True:
         # Where rank 0's iterator raises (commit markers are damaged and none is left, say), all raise: a run never
         # starts over by itself.
-        offer: list[Commit | CheckpointError | None] = [_next_offer(store, proposals, refused)]
-        dist.broadcast_object_list(offer, src=0, group=control)
-        commit = offer[0]
-        if isinstance(commit, CheckpointError):
-            raise commit
-        if commit is None:
+        message: list[_Offer | CheckpointError | None] = [_next_offer(store, proposals, refused)]
+        dist.broadcast_object_list(message, src=0, group=control)
+        offer = message[0]
+        if isinstance(offer, CheckpointError):
+            raise offer
+        if offer is None:
             return None
-        problem = ""
-        try:
-            store.open(commit).verify_share(rank, world)
-        except CheckpointError as error:
-            problem = str(error)
-        problems: list[str] = [""] * world
-        dist.all_gather_object(problems, problem, group=control)
-        first = next((text for text in problems if text), None)
-        if first is None:
+        commit = offer.commit
+        if offer.fast:
+            assert fast is not None, "rank 0 has a fast tier, so all have"
+            problem = _first_problem(control, partial(fast.copy_share, commit, rank, world))
+            problem = problem or _first_problem(control, partial(fast.publish, commit, rank))
+            if problem and rank == 0:
+                fast.give_up(commit)
+        else:
+            problem = _first_problem(control, partial(_verify_share, store, commit, rank, world))
+            if problem:
+                refused.append(commit.name)
+        if not problem:
             return commit
-        refused.append(commit.name)
         if warn:
-            warn(f"{commit.name} is passed over: {first}")
+            warn(f"{commit.name} is passed over{' in the fast tier' * offer.fast}: {problem}")
+
+
+def _verify_share(store: CheckpointStore, commit: Commit, rank: int, world: int) -> None:
+    store.open(commit).verify_share(rank, world)
+
+
+def _first_problem(control: dist.ProcessGroup, work: Callable[[], None]) -> str:
+    """Of all ranks that do `work`; empty if they all could."""
+    mine = ""
+    try:
+        work()
+    except (CheckpointError, MachineError) as error:
+        mine = str(error)
+    problems = [mine] * dist.get_world_size(control)
+    dist.all_gather_object(problems, mine, group=control)
+    return next((text for text in problems if text), "")
 
 
 def _next_offer(
-    store: CheckpointStore, proposals: Iterator[Commit], refused: list[str]
-) -> Commit | CheckpointError | None:
+    store: CheckpointStore, proposals: Iterator[_Offer], refused: list[str]
+) -> _Offer | CheckpointError | None:
     """The next commit to agree on; None: this run never had one. refused: names of those that did not hold."""
     try:
-        commit = next(proposals, None)
+        offer = next(proposals, None)
     except CheckpointError as error:
         return error
-    if commit is not None or not refused:
-        return commit
+    if offer is not None or not refused:
+        return offer
     if not os.environ.get(ROLL_BACK):
         return store.none_holds(refused)
     return _damaged(refused[0])
@@ -95,10 +130,10 @@ class _Loud:
         print(f"checkpoint {text}", flush=True)
 
 
-def _proposals(store: CheckpointStore, warn: _Loud) -> Iterator[Commit]:
+def _proposals(store: CheckpointStore, fast: FastTier | None, warn: _Loud) -> Iterator[_Offer]:
     roll_back = os.environ.get(ROLL_BACK)
     if not roll_back:
-        yield from store.candidates(warn)
+        yield from _newest_first(store.candidates(warn), list(fast.candidates(warn)) if fast is not None else [])
         return
     commits = [commit for commit in store.list() if commit.name == roll_back]  # an abandoned branch is good too
     if not commits and roll_back in checkpoint_names(store.root) and (store.root / roll_back / MARKER).exists():
@@ -110,4 +145,21 @@ def _proposals(store: CheckpointStore, warn: _Loud) -> Iterator[Commit]:
             found=roll_back,
             do="choose another",
         )
-    yield from commits
+    yield from (_Offer(commit, fast=False) for commit in commits)
+
+
+def _newest_first(shared: Iterator[Commit], fast: list[Commit]) -> Iterator[_Offer]:
+    """fast: of the newest term, newest first. If no shared commit can be believed, a fast one still may be."""
+    failure: CheckpointError | None = None
+    while True:
+        try:
+            commit = next(shared, None)
+        except CheckpointError as error:
+            commit, failure = None, error
+        while fast and (commit is None or (fast[0].term, fast[0].step) > (commit.term, commit.step)):
+            yield _Offer(fast.pop(0), fast=True)
+        if failure is not None:
+            raise failure
+        if commit is None:
+            return
+        yield _Offer(commit, fast=False)

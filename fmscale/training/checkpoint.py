@@ -119,7 +119,9 @@ class CheckpointStore:
     def _hash_of(self, name: str) -> str:
         """Of a commit of this process, most often: then its file is not needed again."""
         known = self._newest
-        return known.commit_hash if known and known.name == name else read_commit(self.root / name).commit_hash
+        if known is not None and known.name == name:
+            return known.commit_hash
+        return read_commit(self.run_dir / "checkpoints" / name).commit_hash  # also of a fast one: its parent is shared
 
     def _read_back(self, directory: Path, commit: Commit) -> None:
         try:
@@ -150,6 +152,10 @@ class CheckpointStore:
 
     # --- choosing
 
+    def _history(self) -> Iterator[tuple[str, Commit | CheckpointError | str]]:
+        """As fmscale/training/history.py says; a fast tier's is another (fmscale/training/fast_tier.py)."""
+        return history(self.root)
+
     def list(self) -> Sequence[Commit]:
         """All commits whose COMMIT.json holds, in or out of the lineage, oldest first; their files are not read."""
         commits = []
@@ -167,7 +173,7 @@ class CheckpointStore:
         damaged or lost, and at the end if there were commits and not one is a candidate.
         """
         good, lost = 0, []
-        for name, found in history(self.root):
+        for name, found in self._history():
             if isinstance(found, Commit):
                 good += 1
                 yield found
@@ -184,7 +190,7 @@ class CheckpointStore:
         Raises CheckpointError when there were some and none holds: a run never starts over by itself.
         """
         lost = []
-        for name, found in history(self.root):
+        for name, found in self._history():
             if isinstance(found, Commit):
                 try:
                     self.verify(name)
@@ -236,7 +242,7 @@ class CheckpointStore:
         assert keep >= 1, "prune keeps the newest"
         if read_back:
             self.verify(newest.name)
-        past = [found for _, found in history(self.root) if isinstance(found, Commit)]
+        past = [found for _, found in self._history() if isinstance(found, Commit)]
         assert past[0].commit_hash == newest.commit_hash, f"{newest.name} is not the newest of the lineage"
         stay = {commit.name for commit in past[:keep]} | {load_term(self.run_dir, term).parent}
         stay |= {commit.name for commit in past if keep_every and commit.step % keep_every == 0}

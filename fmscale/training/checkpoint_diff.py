@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from fmscale.config import flatten, from_yaml
+from fmscale.config import from_yaml
 from fmscale.resume import may_change
+from fmscale.settings import flatten
 from fmscale.training.checkpoint_format import KINDS
 from fmscale.training.checkpoint_reader import CheckpointReader
 

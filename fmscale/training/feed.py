@@ -30,7 +30,7 @@ from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
 from fmscale.observe.terms import newest_term
 from fmscale.topology import Topology, rank_rows
-from fmscale.training.saver import Progress
+from fmscale.training.save import Progress
 from fmscale.training.stopping import Stopping
 
 

@@ -6,6 +6,7 @@ Version 2 keeps limits in `memory.max`, version 1 in `memory.limit_in_bytes`; a 
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,17 @@ def _left(directory: Path, version: int) -> int | None:
     return max(0, allowed - taken + int(stat.get(cache, 0)))
 
 
+def in_memory(folder: Path) -> bool:
+    """Whether files in `folder` take memory: on tmpfs or ramfs, as /dev/shm is."""
+    try:
+        device = folder.stat().st_dev
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return False
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return any(line.split()[2] == number and line.split(" - ")[1].split()[0] in ("tmpfs", "ramfs") for line in lines)
+
+
 @dataclass(frozen=True)
 class Need:
     """What a rank asks of its node."""
@@ -73,18 +85,20 @@ class Need:
         return Need(platform.node(), bytes_, available_bytes())
 
 
-def shortage(needs: Sequence[Need]) -> str | None:
-    """Why checkpoints of these ranks cannot be copied into the memory of their nodes; None: they can.
+def shortage(
+    needs: Sequence[Need], copies: int = 1, so: str = "checkpoints are written while training waits"
+) -> str | None:
+    """Why `copies` checkpoints of these ranks cannot be in the memory of their nodes, and what follows; None: they can.
 
     The same on every rank, since it is computed from what all of them told.
     """
     for node in dict.fromkeys(need.node for need in needs):
         here = [need for need in needs if need.node == node]
-        copies, available = sum(need.bytes for need in here), min(need.available for need in here)
-        if copies > SHARE * available:
+        wanted, available = copies * sum(need.bytes for need in here), min(need.available for need in here)
+        if wanted > SHARE * available:
             return (
-                "checkpoints are written while training waits: their copies do not fit into memory\n"
-                f"  expected: {copies:,} bytes of {len(here)} ranks on {node}, at most {SHARE:.0%} of what it has\n"
+                f"{so}: their copies do not fit into memory\n"
+                f"  expected: {wanted:,} bytes of {len(here)} ranks on {node}, at most {SHARE:.0%} of what it has\n"
                 f"  found: {available:,} bytes available\n"
                 "  do: give the node more memory, or share the state among more of them (parallel.zero, parallel.dp)"
             )

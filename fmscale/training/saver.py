@@ -15,11 +15,9 @@ Where the copies of a node's ranks do not fit into its memory, training waits wh
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from concurrent.futures import wait
 from typing import Any, TypeVar
 
 import torch
@@ -33,9 +31,11 @@ from fmscale.training.block_file import require_room, storage
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import MARKER, Commit, directory_name
 from fmscale.training.engine import Fragment
+from fmscale.training.fast_tier import FastTier
 from fmscale.training.fragment_file import LiveFragments, Part, in_file_order, layout_of
 from fmscale.training.host_image import HostImage
 from fmscale.training.host_memory import Need, shortage
+from fmscale.training.save import IDLE, Progress, Save
 
 T = TypeVar("T")
 
@@ -43,45 +43,6 @@ ASK_AGAIN_S = 0.25
 """While training waits for a save, ranks tell each other this often that they are there; no collective times out."""
 FINISH_S, GIVE_UP_S = 1.0, 5.0
 """How long a rank that fails waits for the save under way, and then for its threads to give up."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What a rank tells all others about the save under way."""
-
-    done: bool
-    """Its threads have ended."""
-    problem: MachineError | None = None
-    """Why its part failed."""
-    committed: bool = False
-    """On rank 0, once COMMIT.json stands."""
-
-
-IDLE = Progress(done=True)
-
-
-class _GivenUpError(Exception):
-    """Another rank failed; ends the threads of this one."""
-
-
-@dataclass(kw_only=True)
-class _Save:
-    """The save under way."""
-
-    step: int
-    name: str
-    started: float
-    """Monotonic clock, as `committed`."""
-    pause_s: float = 0.0
-    committed: float = math.inf
-    threads: list[Future[Any]] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-    """By the committer, for the recorder, which belongs to the training thread."""
-    give_up: threading.Event = field(default_factory=threading.Event)
-
-    def check(self) -> None:
-        if self.give_up.is_set():
-            raise _GivenUpError
 
 
 class Saver:
@@ -101,19 +62,27 @@ class Saver:
         control: dist.ProcessGroup,
         heart: Heartbeat,
         recorder: Recorder | None,
+        fast: FastTier | None = None,
     ) -> None:
         """fragments: `Engine.fragments`. parent, step: the checkpoint that the run goes on from, and its step."""
         self._config, self._store, self._fragments = config, store, fragments
         self._rank, self._term, self._control, self._recorder = rank, term, control, recorder
         self._parent, self._saved_step, self._heart = parent, step, heart
-        self._save: _Save | None = None
+        self._fast = fast
+        self._save: Save | None = None
         self._problem: MachineError | None = None
-        """Of the newest save."""
-        self._failing = False
-        """Since the last save that succeeded."""
+        """Of the newest save that was no fast one."""
+        self._failing: set[CheckpointStore] = set()
+        """Since the last save there that succeeded."""
         layout = layout_of(in_file_order(fragments()))
         needs = self._gather(Need.of_this_process(layout.bytes))
         self._bytes = sum(need.bytes for need in needs)
+        if fast is not None and fast.in_memory:
+            copies = 2 + config.asynchronous  # the newest, the one that is written, and the host image
+            if (text := shortage(needs, copies, "there are no fast checkpoints")) is not None:
+                self._fast = None
+                if recorder is not None:
+                    recorder.remark(text)
         self._image: HostImage | None = None
         if config.asynchronous:
             if (text := shortage(needs)) is None:
@@ -126,20 +95,22 @@ class Saver:
         """Name of the newest checkpoint of the run that stands; None before the first."""
         return self._parent
 
-    def begin(self, step: int, rows: int, state: dict[str, Any]) -> None:
+    def begin(self, step: int, rows: int, state: dict[str, Any], *, fast: bool = False) -> None:
         """Have the state after `step` saved; `state` is what rank 0 commits beside the tensors.
 
         Waits for the save before it. Returns once the tensors may change. What is saved or on its way already is not
-        saved again.
+        saved again. fast: in the fast tier, if the run has one.
         """
-        if step == self._saved_step:
+        store = self._fast if fast else self._store
+        if store is None or step == self._saved_step:
             return
         started = time.monotonic()
         self._wait()
         name = directory_name(step, self._term)
-        save = _Save(step=step, name=name, started=started)
-        self._saved_step, self._problem = step, None
-        room = next((problem for problem in self._gather(self._no_room(name)) if problem is not None), None)
+        save = Save(step=step, name=name, store=store, started=started)
+        if not fast:
+            self._saved_step, self._problem = step, None
+        room = next((problem for problem in self._gather(self._no_room(save)) if problem is not None), None)
         if room is not None:
             self._failed(save, room)
             return
@@ -150,12 +121,10 @@ class Saver:
         else:
             part = LiveFragments(self._fragments())
         self._save = save
-        save.threads.append(_in_background(lambda: self._write(save, part), f"checkpoint {step}: write"))
+        save.work_at(lambda: store.write_rank(step, self._term, self._rank, part, save.moved), "write")
         if self._rank == 0:
             world = dist.get_world_size(self._control)
-            save.threads.append(
-                _in_background(lambda: self._commit(save, world, rows, state), f"checkpoint {step}: commit")
-            )
+            save.work_at(lambda: self._commit(save, world, rows, state), "commit")
         if self._image is None:
             self._wait()
         save.pause_s = time.monotonic() - started
@@ -165,20 +134,7 @@ class Saver:
 
         Raises what is no matter of the machine: CheckpointError where another process has taken the run over, say.
         """
-        if self._save is None:
-            return IDLE
-        done = not wait(self._save.threads, wait_s).not_done
-        problem: MachineError | None = None
-        committed = False
-        for thread in self._save.threads:
-            if thread.done():
-                try:
-                    committed = isinstance(thread.result(), Commit)
-                except _GivenUpError:
-                    pass
-                except MachineError as error:
-                    problem = problem or error
-        return Progress(done, problem, committed)
+        return self._save.progress(wait_s) if self._save is not None else IDLE
 
     def hear(self, all_ranks: list[Progress]) -> None:
         """What all ranks told, in one exchange; by rank."""
@@ -211,86 +167,72 @@ class Saver:
             wait(self._save.threads, GIVE_UP_S)
 
     def _wait(self) -> None:
+        seen = -1
         while self._save is not None:
-            self._heart.beat("save", self._save.step)
+            if (now := self._save.lives) != seen:  # a disk that stands still is a hang in the end
+                self._heart.beat("save", self._save.step)
+                seen = now
             self.hear(self._gather(self.progress(ASK_AGAIN_S)))
 
-    def _write(self, save: _Save, part: Part) -> None:
-        self._store.write_rank(save.step, self._term, self._rank, part, save.check)
-
-    def _commit(self, save: _Save, world: int, rows: int, state: dict[str, Any]) -> Commit:
+    def _commit(self, save: Save, world: int, rows: int, state: dict[str, Any]) -> Commit:
         assert self._recorder is not None, "rank 0 records"
         self._recorder.before_commit()
-        commit = self._store.commit(
+        commit = save.store.commit(
             save.step, self._term, world, rows, self._parent, state, timeout_s=math.inf, check=save.check
         )
         save.committed = time.monotonic()
+        rule, say = self._config, save.said.append
         try:
-            with storage(self._store.root, 0):
-                self._store.prune(
-                    self._config.keep,
-                    commit,
-                    save.said.append,
-                    keep_every=self._config.keep_every_steps,
-                    read_back=False,
-                )
+            with storage(save.store.root, 0):
+                save.store.prune(rule.keep, commit, say, keep_every=rule.keep_every_steps, read_back=False)
+                if self._fast is not None and save.store is self._store:
+                    self._fast.clear(self._term)  # all of it is older now
         except (MachineError, CheckpointError) as error:
             save.said.append(f"{commit.name} stands, but older ones could not be removed: {error}")
         return commit
 
-    def _no_room(self, name: str) -> MachineError | None:
+    def _no_room(self, save: Save) -> MachineError | None:
         try:
-            path = self._store.root / name
+            path = save.store.root / save.name
             with storage(path, self._bytes):
                 require_room(path, self._bytes, f"{path} (all ranks)")
         except MachineError as error:
             return error
         return None
 
-    def _succeeded(self, save: _Save) -> None:
-        self._parent = save.name
-        if self._failing:
-            save.said.append(f"{save.name} stands: checkpoints can be written again")
-        self._failing = False
+    def _succeeded(self, save: Save) -> None:
+        fast = save.store is self._fast
+        if not fast:
+            self._parent = save.name
+        if save.store in self._failing:
+            self._failing.remove(save.store)
+            save.said.append(f"{save.name} stands: checkpoints can be written {'to the fast tier ' * fast}again")
         if self._recorder is not None:
             seconds = save.committed - save.started
             pause_s = save.pause_s if self._image is not None else seconds
-            self._recorder.checkpoint(save.name, save.step, seconds, pause_s, self._bytes)
+            self._recorder.checkpoint(save.name, save.step, seconds, pause_s, self._bytes, fast=fast)
             for text in save.said:
                 self._recorder.remark(text)
 
-    def _failed(self, save: _Save, problem: MachineError) -> None:
-        self._problem, self._saved_step = problem, -1
-        self._failing = True
+    def _failed(self, save: Save, problem: MachineError) -> None:
+        fast = save.store is self._fast
+        if not fast:
+            self._problem, self._saved_step = problem, -1
+        self._failing.add(save.store)
         if self._recorder is None:
             return
+        directory = save.store.root / save.name
         try:
-            with storage(self._store.root / save.name, 0):
-                if not (self._store.root / save.name / MARKER).exists():  # the disk may have failed right after that
-                    self._store.abandon(save.step, self._term)
+            with storage(directory, 0):
+                if not (directory / MARKER).exists():  # the disk may have failed right after that
+                    save.store.abandon(save.step, self._term)
         except MachineError as error:
             save.said.append(f"{save.name} could not be removed: {error}")
-        for text in (f"no checkpoint at step {save.step}, training goes on: {problem}", *save.said):
+        what = "fast checkpoint" if fast else "checkpoint"
+        for text in (f"no {what} at step {save.step}, training goes on: {problem}", *save.said):
             self._recorder.remark(text)
 
     def _gather(self, mine: T) -> list[T]:
         everyone: list[T] = [mine] * dist.get_world_size(self._control)
         dist.all_gather_object(everyone, mine, group=self._control)
         return everyone
-
-
-def _in_background(work: Callable[[], T], name: str) -> Future[T]:
-    """Run in a thread that does not keep the process from ending.
-
-    At the priority of all others: one that is held back while it holds the interpreter lock holds training back too.
-    """
-    future: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, name=name, daemon=True).start()
-    return future

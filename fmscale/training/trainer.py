@@ -83,6 +83,8 @@ class Trainer:
                 self.evaluate()
             if due(number, config.checkpoint.every_steps, last):
                 self.save()
+            elif due(number, config.checkpoint.fast_every_steps, last):
+                self.save(fast=True)
         self.saver.finish()
 
     def _record(self, step: Step, fed: Fed, output: StepOutput, lr: float, step_time_s: float) -> None:
@@ -143,10 +145,10 @@ class Trainer:
         dist.all_reduce(total, group=self.control)
         return int(total)
 
-    def save(self) -> None:
+    def save(self, *, fast: bool = False) -> None:
         """Have the position saved; returns once the state may change (`Saver.begin`)."""
         self.heart.beat("save", self.position.step)
-        self.saver.begin(self.position.step, self.position.rows, self._state())
+        self.saver.begin(self.position.step, self.position.rows, self._state(), fast=fast)
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds besides tensors; plain JSON."""

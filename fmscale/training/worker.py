@@ -37,6 +37,7 @@ from fmscale.training.agree import agree_on_checkpoint
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import build_engine
+from fmscale.training.fast_tier import FastTier
 from fmscale.training.feed import Feed
 from fmscale.training.lease import Lease
 from fmscale.training.remote_store import RemoteStore
@@ -81,8 +82,9 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
         engine = build_engine(config, topology, place.rank, device)
         stack.callback(engine.close)
         store = CheckpointStore(config.run_dir / "checkpoints")
-        commit = agree_on_checkpoint(config, store, place.rank, place.world, control)
-        term = _open_term(config, commit, place, control)
+        fast = FastTier.of(config, store, place.rank, control)
+        commit = agree_on_checkpoint(config, store, place.rank, place.world, control, fast)
+        term = _open_term(config, commit, fast, place, control)
         position = Position(term=term, step=0, rows=0)
         if commit is not None:
             _check_identity(commit, data)
@@ -118,6 +120,7 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
             control=control,
             heart=heart,
             recorder=recorder,
+            fast=fast,
         )
         stack.callback(saver.close)
         if config.checkpoint.remote:
@@ -196,13 +199,17 @@ def _leave_group(kind: type[BaseException] | None, error: BaseException | None, 
         dist.destroy_process_group()
 
 
-def _open_term(config: Config, commit: Commit | None, place: RankPlace, control: dist.ProcessGroup) -> int:
+def _open_term(
+    config: Config, commit: Commit | None, fast: FastTier | None, place: RankPlace, control: dist.ProcessGroup
+) -> int:
     term = [0]
     if place.rank == 0 and config.checkpoint.remote:
         announce = RemoteStore(config.checkpoint.remote, config.run_dir, config.launch.timeout_s / 2).open_term
         term[0] = Lease(config.run_dir).open_term(commit, announce=announce)
     elif place.rank == 0:
         term[0] = Lease(config.run_dir).open_term(commit)
+    if place.rank == 0 and fast is not None:
+        fast.clear()  # what it holds is of older terms now
     dist.broadcast_object_list(term, src=0, group=control)
     return term[0]
 

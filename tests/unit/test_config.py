@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fmscale.config import Config, flatten, from_yaml, load, to_yaml
+from fmscale.config import Config, from_yaml, load, to_yaml
 from fmscale.errors import ConfigError
 from fmscale.resume import MAY_CHANGE_ON_RESUME, check_resume
+from fmscale.settings import flatten
 from fmscale.validate import validate
 
 
@@ -90,6 +91,15 @@ MISTAKES = [
         "warm-up and decay are longer than the run",
         "100 + 24 (0 means a fifth",
     ),
+    (["checkpoint.fast_dir=/dev/shm"], "fast checkpoints need a directory and a number of steps", "fast_every_steps=0"),
+    (["checkpoint.fast_every_steps=9"], "fast checkpoints need a directory and a number of steps", "fast_dir=none"),
+    (["checkpoint.fast_dir=shm", "checkpoint.fast_every_steps=9"], "checkpoint.fast_dir is no absolute path", "from /"),
+    (
+        ["checkpoint.fast_dir=/dev/shm", "checkpoint.fast_every_steps=100"],
+        "fast checkpoints would come no more often than the others",
+        "set checkpoint.every_steps=1000",
+    ),
+    (["checkpoint.fast_dir=/dev/shm", "checkpoint.fast_every_steps=-1"], "fast_every_steps is negative", "0 or more"),
     (["checkpoint.keep=1"], "no predecessor to fall back to", "checkpoint.keep=2"),
     (["data.sources.main.weight=0"], "source `main` has an impossible weight", "leave the source out"),
     (["data.sources.main.weight=nan"], "data.sources.main.weight is not finite", "finite value"),

@@ -24,7 +24,7 @@ from fmscale.training.checkpoint_format import MARKER
 from fmscale.training.fragment_file import LiveFragments, in_file_order, layout_of
 from fmscale.training.host_image import HostImage
 from fmscale.training.host_memory import Need, available_bytes, shortage
-from fmscale.training.saver import IDLE
+from fmscale.training.save import IDLE
 from tests.checkpoints import SHAPES, Piece, assert_holds, deal, start, store_of, two_checkpoints, values
 from tests.ranks import run_ranks
 from tests.savers import rig
@@ -64,7 +64,7 @@ def test_what_is_committed_is_the_state_of_the_boundary_however_long_it_takes(tm
         slow.gate.set()
         r.saver.finish()
         (commit,) = r.commits()
-        assert (commit.step, commit.rows, commit.state) == (1, 4, {"step": 1})
+        assert (commit.step, commit.rows, commit.state) == (1, 4, {"step": 1, "ledger": []})
         assert_holds(tmp_path, commit)
         assert r.exchange()
         assert r.saver.progress() == IDLE

@@ -60,10 +60,9 @@ class Training:
         return int(found[-1])
 
     def noticed(self, since: float) -> float:
-        """When the first incident after `since` was written down."""
-        times = [
-            datetime.fromisoformat(e["time"]).timestamp() for e in read_events(self.run_dir) if e["kind"] == "incident"
-        ]
+        """When the first hang or incident after `since` was written down."""
+        kinds = ("hang", "incident")
+        times = [datetime.fromisoformat(e["time"]).timestamp() for e in read_events(self.run_dir) if e["kind"] in kinds]
         return next(at for at in times if at >= since - 0.001)
 
     def stop(self) -> None:
@@ -109,6 +108,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-recovery"))
     parser.add_argument("--times", type=int, default=20, help="kills with a warm spare")
     parser.add_argument("--cold", type=int, default=5, help="kills in each other arm")
+    parser.add_argument("--hangs-only", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(machine_line(), flush=True)
@@ -120,13 +120,14 @@ def main() -> None:
     out, corpus, draw = options.out, paths.corpus, random.Random(options.seed)
     stamp = time.strftime("%H%M%S")
     print()
-    with training(out, corpus, f"warm-{stamp}") as run:
-        arm("rank killed, a spare is warm", run, "rank", options.times, 9.0, draw)
-        arm("driver killed, Ray starts anew", run, "driver", options.cold, 3.0, draw)
-    with training(out, corpus, f"cold-{stamp}", "launch.spares=0") as run:
-        arm("rank killed, no spare", run, "rank", options.cold, 3.0, draw)
-    with training(out, corpus, f"torchrun-{stamp}", "launch.backend=torchrun") as run:
-        arm("rank killed, under torchrun", run, "rank", options.cold, 3.0, draw)
+    if not options.hangs_only:
+        with training(out, corpus, f"warm-{stamp}") as run:
+            arm("rank killed, a spare is warm", run, "rank", options.times, 9.0, draw)
+            arm("driver killed, Ray starts anew", run, "driver", options.cold, 3.0, draw)
+        with training(out, corpus, f"cold-{stamp}", "launch.spares=0") as run:
+            arm("rank killed, no spare", run, "rank", options.cold, 3.0, draw)
+        with training(out, corpus, f"torchrun-{stamp}", "launch.backend=torchrun") as run:
+            arm("rank killed, under torchrun", run, "rank", options.cold, 3.0, draw)
     with training(out, corpus, f"hang-{stamp}", f"launch.hang_s={HANG_S}") as run:
         arm(f"rank stopped, launch.hang_s={HANG_S:g}", run, "rank", options.cold, 12.0, draw, signal.SIGSTOP)
 

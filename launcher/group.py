@@ -11,6 +11,7 @@ starts, no import. On GPUs all ranks start anew: NCCL's communicators with a dea
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import sys
@@ -64,6 +65,13 @@ class Member:
     """Ray's id of its node."""
     process: psutil.Process | None
     """Where it runs on this machine: the kernel knows of its death seconds before Ray does."""
+
+    def kill(self) -> None:
+        """SIGKILL where it can be sent from here: Ray asks first, and a stopped process does not listen."""
+        if self.process is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                self.process.kill()
+        ray.kill(self.actor)
 
     def is_gone(self) -> bool:
         return self.process is not None and is_gone(self.process)
@@ -165,7 +173,7 @@ class RankGroup:
         """Wait until every other rank has noticed; kill those that do not. Ranks that were asked to stop have the grace
         period, which the supervisor watches."""
         for rank in hung:
-            ray.kill(self._members[rank].actor)
+            self._members[rank].kill()
         waiting = {answer: rank for answer, rank in running.items() if rank not in hung}
         deadline = time.monotonic() + GIVE_UP_S
         while waiting and (time.monotonic() < deadline or self._asked_to_stop(name, failed)):
@@ -189,7 +197,7 @@ class RankGroup:
     ) -> Ending:
         """Empty the places of the lost and of those to replace; on GPUs all of them."""
         for rank in range(len(self._members)) if self.gpus else {*dead, *stuck, *replace}:
-            ray.kill(self._members.pop(rank).actor)
+            self._members.pop(rank).kill()
         first = words.splitlines()[0] if words else ""
         return Ending(attempt=name, dead=sorted(dead), stuck=sorted(stuck), words=first)
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import GetTimeoutError
 
+from fmscale.config import load
+from fmscale.errors import RunHeldError
 from fmscale.observe.events import read_events
 from fmscale.observe.failure import first_cause, of_rank, record
 from fmscale.training.lease import Lease
+from launcher import restarts
+from launcher.group import Ending, NodeLost, RankGroup
 from launcher.incarnation import judged_by_driver, rolled_back, starts_from
+from launcher.recovery import Recovery
+from launcher.restarts import classify
 from tests.checkpoints import start, two_checkpoints
 from tests.runs import ON_RAY, Run
 
@@ -66,3 +75,33 @@ def test_an_incarnation_starts_from_its_checkpoint_or_from_the_one_to_roll_back_
     assert starts_from(tmp_path, None) == 0
     assert starts_from(tmp_path, "step-00000700.t0002") == 700
     assert judged_by_driver(tmp_path, "tag") == []
+
+
+def test_a_driver_whose_run_was_taken_over_does_not_take_it_back(tmp_path: Path) -> None:
+    config = load([], [f"run.root={tmp_path}", "run.name=taken"])
+    lock = config.run_dir / "lease" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("a")
+    recovery = Recovery(config, "tag", SimpleNamespace(nodes=[]), None)  # type: ignore[arg-type]
+    (lock.parent / "another").write_text("b")
+    os.replace(lock.parent / "another", lock)
+    with pytest.raises(RunHeldError, match=r"another process took this run over(?s:.*)found: a newer one"):
+        recovery.judge(Ending(attempt="tag.0", dead=[1]))
+    assert [event for event in read_events(config.run_dir) if event["kind"] == "restart"] == []
+
+
+def test_a_place_that_nobody_can_take_is_a_lost_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = RankGroup.__new__(RankGroup)
+    group.config = load([], [f"run.root={tmp_path}", "run.name=lost"])
+
+    def never(self: RankGroup, answer: object) -> None:
+        raise GetTimeoutError("nothing yet")
+
+    monkeypatch.setattr(RankGroup, "_soon", never)
+    with pytest.raises(
+        NodeLost, match=r"a rank's process does not start(?s:.*)within 120 s(?s:.*)nothing yet"
+    ) as caught:
+        group._whereabouts(None)
+    record(tmp_path, "tag", -1, caught.value)
+    failure = first_cause(tmp_path, "tag")
+    assert classify(restarts.Ending(exit_code=1, step=5, failure=failure)).cause == "node lost"

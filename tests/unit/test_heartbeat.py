@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -159,8 +160,13 @@ def test_a_beat_that_cannot_be_written_is_survived(tmp_path: Path, monkeypatch: 
     def full(*arguments: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(heartbeat.os, "pwrite", full)
-    heart.beat("read", 1)
+    before = heartbeat.heartbeat_path(tmp_path, 0).read_bytes()
+    with monkeypatch.context() as disk:
+        disk.setattr(heartbeat.os, "pwrite", full)
+        heart.beat("read", 1)
+    assert heartbeat.heartbeat_path(tmp_path, 0).read_bytes() == before
+    heart.beat("read", 2)
+    assert json.loads(heartbeat.heartbeat_path(tmp_path, 0).read_bytes())["step"] == 2
 
 
 def test_a_beat_costs_microseconds(tmp_path: Path) -> None:

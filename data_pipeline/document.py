@@ -6,14 +6,14 @@ step that loses documents is found at once.
 
     def no_latin(documents):                       # a step of one's own; a recipe names it `mypackage.steps:no_latin`
         for document in documents:
-            yield drop(document, "latin") if "lorem ipsum" in document.text else document
+            yield drop(document, "no_latin/latin") if "lorem ipsum" in document.text else document
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +34,11 @@ class Document:
     record: int = 0
     """Ordinal of the record in its file; lines count, also bad ones."""
     dropped: str = ""
-    """Why this document goes no further; empty while it does."""
+    """Why this document goes no further, as `STEP/REASON`; empty while it does."""
+    found: float | str | None = None
+    """The value that spoke against it, where the reason has one."""
+    tally: Mapping[str, int] = field(default_factory=dict)
+    """What steps changed in it, by name (`pii/email`: 2); summed over all documents beside the reasons."""
 
 
 Step = Callable[[Iterable[Document]], Iterator[Document]]
@@ -46,16 +50,30 @@ def text_id(text: str) -> str:
     return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
 
 
-def drop(document: Document, reason: str) -> Document:
-    """`document`, rejected. Its text is released: only the count and the lineage go on."""
+def drop(document: Document, reason: str, found: float | str | None = None) -> Document:
+    """`document`, rejected; `found` is the value that broke the rule. Its text goes on until `through` has shown it."""
     assert reason, "a drop needs a reason"
-    return dataclasses.replace(document, text="", dropped=reason)
+    return dataclasses.replace(document, dropped=reason, found=found)
 
 
-def through(documents: Iterable[Document], steps: Sequence[Step], dropped: Counter[str]) -> Iterator[Document]:
+def change(document: Document, text: str, **tally: int) -> Document:
+    """`document` with another text, and the number of each kind of change added to its tally."""
+    counts = {**document.tally}
+    for name, count in tally.items():
+        if count:
+            counts[name] = counts.get(name, 0) + count
+    return dataclasses.replace(document, text=text, tally=counts)
+
+
+def through(
+    documents: Iterable[Document],
+    steps: Sequence[Step],
+    dropped: Counter[str],
+    show: Callable[[Document], None] = lambda rejected: None,
+) -> Iterator[Document]:
     """All documents after all steps, the rejected ones among them (in place, text empty), each counted in `dropped`.
 
-    A step sees only what the steps before it kept.
+    A step sees only what the steps before it kept. show: is given each rejected document with its text.
     """
     stream: Iterator[Document] = iter(documents)
     for step in steps:
@@ -63,6 +81,8 @@ def through(documents: Iterable[Document], steps: Sequence[Step], dropped: Count
     for document in stream:
         if document.dropped:
             dropped[document.dropped] += 1
+            show(document)
+            document = dataclasses.replace(document, text="")
         yield document
 
 
@@ -94,4 +114,4 @@ def _around(step: Step, documents: Iterator[Document]) -> Iterator[Document]:
 
 
 def _name(step: Step) -> str:
-    return getattr(step, "__qualname__", repr(step))
+    return str(getattr(getattr(step, "func", step), "__qualname__", repr(step)))

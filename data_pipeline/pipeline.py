@@ -8,7 +8,6 @@ time: held-out by hash, chunk size by bytes. `recipe_record` is what the manifes
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ import xxhash
 
 from data_pipeline.document import Document, Step
 from data_pipeline.read import Fields
+from data_pipeline.registry import entries, steps_of
 from fmscale.errors import ConfigError
 from fmscale.settings import load_settings
 
@@ -40,8 +40,8 @@ class Recipe:
     """Field with a document's id; a hash of its text stands for the id of a record without one."""
     group_field: str = "group"
     """Field that `heldout_by=group` goes by; of a plain text file, the top directory that it stands in."""
-    steps: list[str] = field(default_factory=list)
-    """Steps of one's own in order, as `package.module:function`; see data_pipeline/document.py."""
+    steps: list[Any] = field(default_factory=list)
+    """What is done to documents, in order: `NAME` or `NAME: {parameter: value}`; see data_pipeline/registry.py."""
     dedup: Literal["exact", "off"] = "exact"
     """exact: of documents with the same text, the first stays."""
     heldout_fraction: float = 0.01
@@ -109,19 +109,7 @@ def check(recipe: Recipe) -> None:
 
 def load_steps(recipe: Recipe) -> list[Step]:
     """The functions that `steps` names. Raises ConfigError where there is none."""
-    steps: list[Step] = []
-    for name in recipe.steps:
-        module, _, function = name.partition(":")
-        try:
-            steps.append(getattr(importlib.import_module(module), function))
-        except (ImportError, AttributeError, ValueError) as error:
-            raise ConfigError(
-                "a step of the recipe cannot be loaded",
-                expected="package.module:function, importable from here",
-                found=f"{name}: {' '.join(str(error).split())}",
-                do="check the name; install its package, or put its directory on PYTHONPATH",
-            ) from error
-    return steps
+    return steps_of(entries(recipe.steps))
 
 
 def fields(recipe: Recipe) -> Fields:
@@ -159,7 +147,7 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
     """What a corpus remembers of its recipe: everything that decides its bytes; inputs and tokenizer go by hash."""
     names = ("text_field", "id_field", "group_field", "dedup", "decontaminate_ngram", "chunk_tokens")
     record = {name: getattr(recipe, name) for name in (*names, "heldout_chunk_tokens", "task_bytes")}
-    record["steps"] = [[name, _source_hash(name)] for name in recipe.steps]
+    record["steps"] = [entry.record() for entry in entries(recipe.steps)]
     record["heldout"] = {
         "fraction": recipe.heldout_fraction,
         "by": recipe.heldout_by,
@@ -168,9 +156,3 @@ def recipe_record(recipe: Recipe) -> dict[str, Any]:
         "key: by document its id, or without one 'xxh3:' + hex(xxh3_128(utf8(text))); by group its group",
     }
     return record
-
-
-def _source_hash(step: str) -> str:
-    """Of the file that the step stands in: an edited step is another step."""
-    source = getattr(importlib.import_module(step.partition(":")[0]), "__file__", None)
-    return xxhash.xxh3_128_hexdigest(Path(source).read_bytes()) if source else ""

@@ -255,7 +255,7 @@ def _kept(plan: Plan, task: int, kinds: npt.NDArray[np.uint8]) -> Iterator[tuple
             raise DataError(
                 "a step gave another result when it ran again",
                 expected="steps that depend on nothing but the document",
-                found=f"{document.source}, record {document.record}, after {', '.join(plan.recipe.steps)}",
+                found=f"{document.source}, record {document.record}, after {', '.join(map(str, plan.recipe.steps))}",
                 do="take clocks, random numbers and state out of the step",
             )
         if kinds[row] in (TRAIN, HELDOUT):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_pipeline.document import Document, Step, drop, through
+from data_pipeline.document import Document, Step, change, drop, through
 
 
 def dropping(numbers: frozenset[int], reason: str, seen: list[int]) -> Step:
@@ -84,8 +85,17 @@ def test_a_step_that_breaks_the_law_is_named(step: Step, message: str) -> None:
         list(through(documents, [step], Counter()))
 
 
-def test_a_drop_needs_a_reason_and_frees_the_text() -> None:
+def test_a_drop_needs_a_reason_and_frees_the_text_once_it_was_shown() -> None:
     document = Document("a", "long text", record=7)
-    assert drop(document, "short") == Document("a", "", record=7, dropped="short")
+    rejected = drop(document, "short/few_words", 2)
+    assert rejected == Document("a", "long text", record=7, dropped="short/few_words", found=2)
+    shown: list[Document] = []
+    assert list(through([rejected], [], Counter(), shown.append)) == [dataclasses.replace(rejected, text="")]
+    assert shown == [rejected]
     with pytest.raises(AssertionError, match="a drop needs a reason"):
         drop(document, "")
+
+
+def test_changes_add_up_in_the_tally() -> None:
+    document = change(change(Document("a", "x"), "y", email=2, phone=0), "z", email=1, ip=1)
+    assert (document.text, document.tally) == ("z", {"email": 3, "ip": 1})

@@ -59,7 +59,7 @@ def test_files_then_settings(tmp_path: Path) -> None:
         (["max_bad_share=-0.5"], r"max_bad_share is negative"),
         (["steps=[nowhere:step]"], r"step of the recipe cannot be loaded\n.*\n  found: nowhere:step: No module named"),
         (["steps=[json:nothing]"], r"step of the recipe cannot be loaded\n.*\n  found: json:nothing: .*no attribute"),
-        (["steps=[json]"], r"step of the recipe cannot be loaded"),
+        (["steps=[json]"], r"unknown step: json"),
         (["chunk_token=8"], r"unknown setting `chunk_token`\n.*\n.*\n  do: did you mean `chunk_tokens`"),
         (["dedup=fuzzy"], r"setting `dedup` has a wrong value"),
     ],

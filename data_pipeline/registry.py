@@ -1,0 +1,187 @@
+"""Names that a recipe may use for steps, and how an entry of its list becomes a function.
+
+    steps:
+      - gopher_repetition                                  # a step of ours
+      - gopher_quality: {min_words: 30}                    # with parameters
+      - mypackage.steps:no_stubs: {min_characters: 100}    # a function of one's own
+
+A step is a function of documents (`def step(documents, *, ...)`, data_pipeline/document.py) or of columns (a rule,
+data_pipeline/rule.py); its keyword parameters are what a recipe may set. De-duplication and other passes over the whole
+corpus are names too (`PASSES`): stages.py carries them out, between the steps before and behind them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from data_pipeline.document import Step
+from data_pipeline.rule import judge
+from fmscale.errors import ConfigError
+
+STEPS: dict[str, str] = {}
+"""name -> module:function of the steps of ours."""
+PASSES: dict[str, str] = {}
+"""name -> module:function whose keyword parameters are the pass's settings."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a recipe's `steps`, checked."""
+
+    name: str
+    """As the recipe gives it: a name of STEPS or PASSES, or package.module:function."""
+    target: str
+    """package.module:function"""
+    parameters: Mapping[str, Any]
+    """All of the function's keyword parameters, the defaults too."""
+
+    @property
+    def is_pass(self) -> bool:
+        return self.name in PASSES
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        return _load(self.name, self.target)
+
+    @property
+    def is_rule(self) -> bool:
+        return _first_parameter(self.function) == "columns"
+
+    def record(self) -> list[Any]:
+        """What decides the bytes that come out: name, parameters, and the hash of the file that holds the function."""
+        source = getattr(importlib.import_module(self.target.partition(":")[0]), "__file__", None)
+        return [
+            self.name,
+            dict(self.parameters),
+            xxhash.xxh3_128_hexdigest(Path(source).read_bytes()) if source else "",
+        ]
+
+
+def entries(steps: Sequence[Any]) -> list[Entry]:
+    """The entries of a recipe's list. Raises ConfigError: an unknown name, a parameter that the step does not have or
+    of another type than its default, a function that cannot be imported."""
+    return [_entry(value) for value in steps]
+
+
+def steps_of(entries: Sequence[Entry]) -> list[Step]:
+    """The steps that entries stand for (passes are none); neighbouring rules are one step and share columns."""
+    steps: list[Step] = []
+    rules: list[tuple[str, Any]] = []
+
+    def close() -> None:
+        if rules:
+            steps.append(functools.partial(judge, rules=tuple(rules)))
+            rules.clear()
+
+    for entry in entries:
+        assert not entry.is_pass, entry.name
+        bound = functools.partial(entry.function, **entry.parameters)
+        if entry.is_rule:
+            rules.append((entry.name.rpartition(":")[2], bound))
+        else:
+            close()
+            steps.append(bound)
+    close()
+    return steps
+
+
+def _entry(value: Any) -> Entry:
+    name: Any
+    given: Any
+    if isinstance(value, str):
+        name, given = value, {}
+    elif isinstance(value, Mapping) and len(value) == 1:
+        name, given = next(iter(value.items()))
+        given = {} if given is None else given
+    else:
+        name, given = value, None
+    if not isinstance(name, str) or not isinstance(given, Mapping):
+        raise ConfigError(
+            "an entry of the recipe's steps is neither a name nor a name with parameters",
+            expected="`- NAME` or `- NAME: {parameter: value}`",
+            found=str(value),
+            do="write one step an entry, its parameters in braces or indented below it",
+        )
+    target = STEPS.get(name) or PASSES.get(name) or (name if ":" in name else "")
+    if not target:
+        near = difflib.get_close_matches(name, [*STEPS, *PASSES], 1)
+        raise ConfigError(
+            f"the recipe has an unknown step: {name}",
+            expected=f"one of {', '.join(sorted([*STEPS, *PASSES]))}; or package.module:function",
+            found=name,
+            do=f"did you mean {near[0]}?" if near else "correct the name (docs/data.md lists the steps)",
+        )
+    function = _load(name, target)
+    known = {p.name: p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    for key, wanted in given.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), list(known), 1)
+            raise ConfigError(
+                f"step {name} has no parameter {key}",
+                expected=", ".join(known) or "no parameters",
+                found=f"{key}: {wanted}",
+                do=f"did you mean {near[0]}?" if near else "leave it out, or correct its name",
+            )
+        if not _fits(wanted, known[key].default):
+            raise ConfigError(
+                f"a parameter of step {name} has the wrong type",
+                expected=f"{key}: {type(known[key].default).__name__}, for example {known[key].default}",
+                found=f"{wanted} ({type(wanted).__name__})",
+                do="correct the value",
+            )
+    defaults = {key: p.default for key, p in known.items() if p.default is not p.empty}
+    if missing := [key for key in known if key not in defaults and key not in given]:
+        raise ConfigError(
+            f"step {name} lacks a parameter",
+            expected=", ".join(missing),
+            found=", ".join(map(str, given)) or "no parameters",
+            do=f"write `- {name}: {{{missing[0]}: ...}}`",
+        )
+    return Entry(name, target, {**defaults, **given})
+
+
+def _fits(value: Any, default: Any) -> bool:
+    """A value for a parameter with this default: of its type; a whole number does for a fraction."""
+    if default is inspect.Parameter.empty or default is None:
+        return True
+    if isinstance(default, float):
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, tuple | list):
+        return isinstance(value, tuple | list)
+    if isinstance(default, Mapping):
+        return isinstance(value, Mapping)
+    return type(value) is type(default)
+
+
+def _first_parameter(function: Callable[..., Any]) -> str:
+    return next(iter(inspect.signature(function).parameters), "")
+
+
+def _load(name: str, target: str) -> Callable[..., Any]:
+    module, _, function = target.partition(":")
+    try:
+        loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            "a step of the recipe cannot be loaded",
+            expected="package.module:function, importable from here",
+            found=f"{name}: {' '.join(str(error).split())}",
+            do="check the name; install its package, or put its directory on PYTHONPATH",
+        ) from error
+    if _first_parameter(loaded) not in ("documents", "columns", "work"):
+        raise ConfigError(
+            f"{name} is no step",
+            expected="a function whose first parameter is `documents` (a step) or `columns` (a rule)",
+            found=f"{name}{inspect.signature(loaded)}",
+            do="see data_pipeline/document.py and data_pipeline/rule.py for an example of each",
+        )
+    return loaded

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-from data_pipeline.inputs import InputFile
+from data_pipeline.inputs import DamagedInput, InputFile
 from fmscale.errors import DataError
 
 MAX_RATIO = 200
@@ -71,8 +71,8 @@ def _decompressor(file: InputFile) -> Any:
     return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
 
 
-def _damaged(file: InputFile, found: str) -> DataError:
-    return DataError(
+def _damaged(file: InputFile, found: str) -> DamagedInput:
+    return DamagedInput(
         "a compressed input is damaged",
         expected=f"a whole {file.compression} file",
         found=f"{file.name}: {found}",

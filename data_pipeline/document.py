@@ -39,6 +39,8 @@ class Document:
     """The value that spoke against it, where the reason has one."""
     tally: Mapping[str, int] = field(default_factory=dict)
     """What steps changed in it, by name (`pii/email`: 2); summed over all documents beside the reasons."""
+    row: int = 0
+    """Place among the records of its task."""
 
 
 Step = Callable[[Iterable[Document]], Iterator[Document]]

@@ -23,6 +23,15 @@ from fmscale.errors import DataError
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 COMPRESSIONS = (".gz", ".zst")
+
+
+class DamagedInput(DataError):
+    """An input file, or a piece of one, that cannot be read as what it is: it is given up, not the preparation."""
+
+    place = -1
+    """Of the piece in its task."""
+
+
 LINK = "symbolic link to a directory"
 MAX_RECORD_BYTES = 1 << 26
 """A longer line is no record but a file of another kind. As parsed JSON it may take 25 times as much memory."""

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import xxhash
 
-from data_pipeline.document import Document, Step
+from data_pipeline.document import Document
 from data_pipeline.read import Fields
-from data_pipeline.registry import entries, steps_of
+from data_pipeline.registry import entries
 from fmscale.errors import ConfigError
 from fmscale.settings import load_settings
 
@@ -61,6 +61,10 @@ class Recipe:
     """Unreadable records that are tolerated (and counted), as a share of all; up to `max_bad_run` always are."""
     max_bad_run: int = 100
     """Unreadable records in one go after which the file is taken for something else."""
+    max_bad_input: float = 0.01
+    """Damaged input that is tolerated (left out and listed), as a share of all bytes."""
+    keep_dropped: bool = False
+    """Write dropped documents, with the reason, to OUTPUT/dropped."""
 
 
 def load_recipe(files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Recipe:
@@ -99,17 +103,12 @@ def check(recipe: Recipe) -> None:
             found=str(recipe.heldout_fraction),
             do="0.01 is usual; a small corpus needs more",
         )
-    for key in ("decontaminate_ngram", "task_bytes", "max_bad_share", "max_bad_run"):
+    for key in ("decontaminate_ngram", "task_bytes", "max_bad_share", "max_bad_run", "max_bad_input"):
         if getattr(recipe, key) < 0:
             raise ConfigError(
                 f"{key} is negative", expected="0 or more", found=str(getattr(recipe, key)), do="set 0 or more"
             )
-    load_steps(recipe)
-
-
-def load_steps(recipe: Recipe) -> list[Step]:
-    """The functions that `steps` names. Raises ConfigError where there is none."""
-    return steps_of(entries(recipe.steps))
+    entries(recipe.steps)
 
 
 def fields(recipe: Recipe) -> Fields:

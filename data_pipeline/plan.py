@@ -24,7 +24,7 @@ from fmscale import durable
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same recipe and inputs begin to give other bytes: unfinished work of another version is redone."""
 
 
@@ -57,13 +57,15 @@ class Work:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.join_file = directory / "join.json"
         self.parts = directory / "parts"
+        self.dropped = directory / "dropped"
+        """Rejected documents, where they are kept."""
 
     @staticmethod
     def create(parent: Path, plan: Plan) -> Work:
         directory = parent / plan.id[:16]
-        (directory / "parts").mkdir(parents=True, exist_ok=True)
+        for name in ("parts", "dropped"):
+            (directory / name).mkdir(parents=True, exist_ok=True)
         body = {"id": plan.id, "recipe": asdict(plan.recipe), "inputs": plan.inputs.to_json()}
         durable.replace(directory / "plan.json", json.dumps({**body, "fingerprint": plan.fingerprint}).encode())
         return Work(directory)
@@ -72,11 +74,43 @@ class Work:
         path = self.directory / "plan.json"
         return _plan(path, path.stat().st_mtime_ns)
 
-    def scan_file(self, task: int) -> Path:
-        return self.directory / f"scan-{task:05d}.npz"
+    @property
+    def tasks(self) -> range:
+        return range(len(self.plan().inputs.tasks))
+
+    def scan_file(self, phase: int, task: int) -> Path:
+        """Of a task that is through with a phase: its rows that are left, the next pass's keys, counts."""
+        return self.directory / f"scan-{phase}-{task:05d}.npz"
+
+    def text_file(self, phase: int, task: int) -> Path:
+        """The texts that the phase's steps left."""
+        return self.directory / f"texts-{phase}-{task:05d}.zst"
+
+    def dropped_file(self, phase: int, task: int) -> Path | None:
+        """What the phase rejected, where that is kept."""
+        return self.dropped / f"{phase}-{task:05d}.jsonl.zst" if self.plan().recipe.keep_dropped else None
+
+    def joined_file(self, phase: int) -> Path:
+        """Of a pass that is done: counts. What is left after it stands in the array `alive-PHASE`."""
+        return self.directory / f"joined-{phase}.json"
 
     def write_file(self, task: int) -> Path:
+        """Of a task that is tokenised."""
         return self.directory / f"write-{task:05d}.npz"
+
+    def quarantine_file(self, task: int) -> Path:
+        """Pieces of a task's input that are damaged, and how."""
+        return self.directory / f"quarantine-{task:05d}.json"
+
+    def quarantined(self, task: int) -> dict[int, dict[str, Any]]:
+        """By place in the task's pieces: what is wrong with them, as an error's fields."""
+        path = self.quarantine_file(task)
+        return {int(place): error for place, error in json.loads(path.read_bytes()).items()} if path.exists() else {}
+
+    def of_task(self, name: str, task: int) -> npt.NDArray[Any]:
+        """The task's rows of an array over all records."""
+        begin, end = self.map_array("offsets")[task : task + 2]
+        return np.asarray(self.map_array(name)[begin:end])
 
     def save_array(self, name: str, array: npt.NDArray[Any]) -> None:
         buffer = io.BytesIO()

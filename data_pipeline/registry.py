@@ -7,7 +7,7 @@
 
 A step is a function of documents (`def step(documents, *, ...)`, data_pipeline/document.py) or of columns (a rule,
 data_pipeline/rule.py); its keyword parameters are what a recipe may set. De-duplication and other passes over the whole
-corpus are names too (`PASSES`): stages.py carries them out, between the steps before and behind them.
+corpus are names too (`PASSES`): passes.py carries them out, between the steps before and behind them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from fmscale.errors import ConfigError
 
 STEPS: dict[str, str] = {}
 """name -> module:function of the steps of ours."""
-PASSES: dict[str, str] = {}
+PASSES: dict[str, str] = {
+    "exact_dedup": "data_pipeline.passes:exact_dedup",
+}
 """name -> module:function whose keyword parameters are the pass's settings."""
 
 

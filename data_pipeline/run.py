@@ -1,8 +1,9 @@
 """A recipe, carried out: in this process, or by any number of workers of a Ray that is connected. The same bytes.
 
-    prepare(recipe)    pin inputs -> scan all tasks -> join -> write all tasks -> finish; what is done is not done again
+    prepare(recipe)    pin inputs -> for each phase: scan all tasks -> join -> then tokenise all tasks -> finish
 
-Tasks are cut by input bytes and pass on their results as files (stages.py), so workers only decide who does what when.
+What is done is not done again. Tasks are cut by input bytes and pass on their results as files (plan.py), so workers
+only decide who does what when.
 A task whose worker or node dies is given to another one; if this process dies, the same command goes on from the
 files. A lock keeps a second process out of the same output. The only module of the pipeline that knows Ray, which it
 never starts.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import shutil
 import sys
@@ -21,13 +23,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from data_pipeline import passes
 from data_pipeline.document import Document, through
+from data_pipeline.finish import finish
 from data_pipeline.inputs import Inputs, pin
-from data_pipeline.pipeline import Recipe, check, fields, is_heldout, load_steps
+from data_pipeline.join import join, part
+from data_pipeline.phases import Phase, phases
+from data_pipeline.pipeline import Recipe, check, fields, is_heldout
 from data_pipeline.plan import Plan, Work
-from data_pipeline.progress import follow
+from data_pipeline.progress import Done, follow
+from data_pipeline.quarantine import check_quarantine
 from data_pipeline.read import EXPLAIN, check_bad_share, read_piece
-from data_pipeline.stages import finish, join, scan, write
+from data_pipeline.registry import entries, steps_of
+from data_pipeline.scan import scan
+from data_pipeline.tokenise import tokenise
 from fmscale.corpus.manifest import MARKER, Manifest
 from fmscale.errors import ConfigError, DataError, FmscaleError, MachineError
 from fmscale.tokenizer import Kind, Tokenizer
@@ -36,14 +45,14 @@ from fmscale.tokenizer import train as train_on_texts
 RETRIES = 3
 """Times that a task is given to another worker after its worker or node was lost."""
 
-Stage = Callable[[Work, int], int]
+Stage = Callable[[Work, int], Done]
 
 
 class Workers(Protocol):
     """Who does the tasks. This is the whole surface."""
 
-    def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[int]:
-        """Do every task; yield the input bytes of each as it is done, in any order."""
+    def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[Done]:
+        """Do every task; yield what each has done, in any order."""
         ...
 
 
@@ -65,15 +74,13 @@ def prepare(recipe: Recipe, *, workers: int | None = None) -> Manifest:
     with _claim(output) as directory:
         if (output / MARKER).exists():  # by a process that was killed while it cleaned up
             return _prepared_before(plan, output)
-        work = _begin(plan, directory)
-        tasks = range(len(inputs.tasks))
-        scans = [task for task in tasks if not work.scan_file(task).exists()]
-        writes = [task for task in tasks if not work.write_file(task).exists()]
-        _do(pool, "read", scan, work, scans)
-        if not work.join_file.exists():
-            join(work)
-        _do(pool, "tokenise", write, work, writes)
-        manifest = finish(work, output)
+        with _storage(output):
+            work = _begin(plan, directory)
+            for number, phase in enumerate(phases(recipe)):
+                _phase(pool, work, number, phase)
+            waiting = [task for task in work.tasks if not work.write_file(task).exists()]
+            _do(pool, "tokenise", tokenise, work, waiting)
+            manifest = finish(work, output)
     if recipe.heldout_fraction and not manifest.split("heldout").chunks:
         print(f"nothing is held out: no evaluation is possible. {manifest.counts}", file=sys.stderr)
     return manifest
@@ -110,7 +117,8 @@ def train_tokenizer(
 
 def _texts(recipe: Recipe, pinned: Inputs) -> Iterator[str]:
     """What training may see of `pinned`. Says at the end what was left out; raises DataError if too much was bad."""
-    names, steps = fields(recipe), load_steps(recipe)
+    names = fields(recipe)
+    steps = steps_of([entry for entry in entries(recipe.steps) if not entry.is_pass])
     pieces = [piece for task in pinned.tasks for piece in task]
     dropped: Counter[str] = Counter()
     records = 0
@@ -140,11 +148,40 @@ def _pin(patterns: Sequence[str], task_bytes: int = 0) -> Inputs:
     return inputs
 
 
+def _phase(pool: Workers, work: Work, number: int, phase: Phase) -> None:
+    """Scan what is not scanned, carry out the pass that the phase ends with."""
+    waiting = [task for task in work.tasks if not work.scan_file(number, task).exists()]
+    _do(pool, phase.title or "read", functools.partial(scan, phase=number), work, waiting)
+    if not number:
+        check_quarantine(work)
+    if work.joined_file(number).exists():
+        return
+    if phase.ends:
+        for _ in pool.each(functools.partial(part, phase=number), work, passes.of(phase.ends).parts(work)):
+            pass
+    join(work, number)
+
+
 def _do(pool: Workers, title: str, stage: Stage, work: Work, tasks: Sequence[int]) -> None:
-    plan = work.plan()
-    total = sum(plan.task_input_bytes(task) for task in tasks)
-    for _ in follow(title, pool.each(stage, work, tasks), total):
-        pass
+    if tasks:
+        total = sum(work.plan().task_input_bytes(task) for task in tasks)
+        for _ in follow(title, pool.each(stage, work, tasks), total):
+            pass
+
+
+@contextlib.contextmanager
+def _storage(output: Path) -> Iterator[None]:
+    """Raises MachineError where the block meets a disk that is full or cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        free = shutil.disk_usage(output).free if output.exists() else 0
+        raise MachineError(
+            "the corpus could not be written; what is done is kept",
+            expected=f"room at {output} for the tokens, and in between for the texts",
+            found=f"{error.strerror or error}; {free:,} bytes free",
+            do="make room (or mend that file system) and run the same command: it goes on from what is done",
+        ) from error
 
 
 def _begin(plan: Plan, directory: Path) -> Work:
@@ -195,7 +232,7 @@ def _claim(output: Path) -> Iterator[Path]:
 class InProcess:
     """Workers: this process, one task after another."""
 
-    def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[int]:
+    def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[Done]:
         return (stage(work, task) for task in tasks)
 
 
@@ -207,10 +244,10 @@ class OnRay:
 
         self._limit = limit or max(1, int(ray.cluster_resources().get("CPU", 1)))
 
-    def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[int]:
+    def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[Done]:
         import ray
 
-        remote = ray.remote(num_cpus=1, max_retries=0)(stage)  # counted here: Ray has no bound for want of memory
+        remote = ray.remote(num_cpus=1, max_retries=0)(_call)  # counted here: Ray has no bound for want of memory
         there = Work(work.directory.absolute())  # workers have a working directory of their own
         waiting = list(reversed(tasks))
         running: dict[Any, int] = {}
@@ -219,7 +256,7 @@ class OnRay:
             while waiting or running:
                 while waiting and len(running) < self._limit:
                     task = waiting.pop()
-                    running[remote.remote(there, task)] = task
+                    running[remote.remote(stage, there, task)] = task
                 done, _ = ray.wait(list(running), num_returns=1)
                 for reference in done:
                     task = running.pop(reference)
@@ -237,16 +274,21 @@ class OnRay:
                 ray.cancel(reference, force=True)
 
 
+def _call(stage: Stage, work: Work, task: int) -> Done:
+    return stage(work, task)
+
+
 class _Lost(Exception):
     """Where a task ran, or what it returned, is gone; done again elsewhere it may well succeed."""
 
 
-def _result(reference: Any) -> int:
+def _result(reference: Any) -> Done:
     """What the task returned. Raises what the task raised, or _Lost with the name of Ray's exception."""
     import ray
 
     try:
-        return int(ray.get(reference))
+        done: Done = ray.get(reference)
+        return done
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, FmscaleError):
             raise error.cause from None  # as if it had happened here

@@ -25,7 +25,7 @@ class FmscaleError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", do: str = "") -> None:
-        self.expected, self.found = expected, found
+        self.what, self.expected, self.found, self.do = what, expected, found, do
         parts = [what]
         parts += [
             f"  {label}: {text}" for label, text in (("expected", expected), ("found", found), ("do", do)) if text

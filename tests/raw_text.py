@@ -80,13 +80,6 @@ def wait_for(path: Path) -> None:
         time.sleep(0.005)
 
 
-def moody(documents: Iterable[Document]) -> Iterator[Document]:
-    """Drops a document, but only when the scan is over: its marker is a file that `join` writes."""
-    for document in documents:
-        late = any(Path(os.environ["MOODY"]).glob("*/join.json"))
-        yield drop(document, "mood") if late and document.id == "d7" else document
-
-
 def deadly_twice(documents: Iterable[Document]) -> Iterator[Document]:
     """Kills its process at the first document, until two have died."""
     for life in range(2):

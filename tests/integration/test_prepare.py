@@ -27,7 +27,7 @@ from data_pipeline.inputs import pin
 from data_pipeline.pipeline import Recipe, is_heldout
 from data_pipeline.plan import Plan, Work
 from data_pipeline.run import _Lost, _result, prepare, train_tokenizer
-from data_pipeline.stages import scan
+from data_pipeline.scan import scan
 from fmscale.corpus.chunks import document_id
 from fmscale.corpus.inputs import read_inputs
 from fmscale.corpus.manifest import Manifest
@@ -314,7 +314,7 @@ def test_a_worker_that_outlived_its_run_disturbs_no_other(
 
     def outlive() -> None:
         try:
-            scan(work, 0)
+            scan(work, 0, 0)
         except FileNotFoundError:
             ends.append("its directory is gone")
         (tmp_path / "over").touch()
@@ -345,15 +345,6 @@ def test_steps_of_ones_own(raw: tuple[Path, int], tmp_path: Path, ray: Any) -> N
     assert Path(os.environ["DEATHS"] + "1").exists()
     assert manifest.counts["dropped"]["ninety"] == 6
     assert document_id("d190") not in documents_of(tmp_path / "c", "train")
-
-
-def test_a_step_must_be_steady(raw: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOODY", str(tmp_path / "c/.work"))
-    with pytest.raises(
-        DataError,
-        match=r"another result when it ran again\n.*\n  found: a\.jsonl, record 7, after tests.raw_text:moody",
-    ):
-        prepare(recipe_of(raw[0], tmp_path / "c", steps=["tests.raw_text:moody"]), workers=0)
 
 
 @pytest.mark.processes

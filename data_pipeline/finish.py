@@ -1,0 +1,147 @@
+"""The end of a preparation: held-out documents that were given away go, tails are packed, all is published."""
+
+from __future__ import annotations
+
+import csv
+import io
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline import holdout
+from data_pipeline.document import drop
+from data_pipeline.holdout import TRAIN
+from data_pipeline.join import counts_of, dropped_by
+from data_pipeline.phases import phases, source
+from data_pipeline.pipeline import auto_heldout_chunk_tokens, recipe_record
+from data_pipeline.plan import Work, from_array, load, tokenizer_of
+from data_pipeline.quarantine import quarantined
+from data_pipeline.text_store import lines_writer
+from fmscale import durable
+from fmscale.corpus.chunks import Cutter, Stream
+from fmscale.corpus.manifest import Manifest, token_dtype
+from fmscale.corpus.writer import Part, publish, write_parts
+from fmscale.errors import DataError
+
+FILES_TABLE = "inputs.csv"
+"""Beside the manifest: of each input file bytes, records, documents kept, and dropped by reason."""
+DROPPED = "dropped"
+"""Directory beside the manifest: dropped documents as JSON lines, if the recipe keeps them."""
+
+FileCounts = Counter[tuple[int, str]]
+"""By input file and reason."""
+
+
+def finish(work: Work, output: Path) -> Manifest:
+    """Publish at `output` what the tasks have made. Raises DataError if the text fills not a single chunk."""
+    plan = work.plan()
+    tokenizer = tokenizer_of(plan.recipe.tokenizer, plan.fingerprint)
+    dtype = token_dtype(tokenizer.vocab_size)
+    kinds = work.map_array("kinds")
+    met = np.zeros(len(work.map_array("grams")), bool)
+    parts: list[Part] = []
+    for task in work.tasks:
+        members, lines = load(work.write_file(task), "met", "parts")
+        met[members] = True
+        parts += [Part.from_json(line, work.parts) for line in from_array(lines)]
+
+    train = Cutter(plan.chunk_tokens, dtype)
+    parts += write_parts(work.parts, "train", "tails", _tail_chunks(work, train))
+    if not any(part.split == "train" for part in parts):
+        raise DataError(
+            "the training text fills not a single chunk",
+            expected=f"more than {plan.chunk_tokens} tokens (chunk_tokens)",
+            found=f"{len(train.tail.tokens)} tokens in {int((kinds == TRAIN).sum())} documents",
+            do="give more text, or set a smaller chunk_tokens (at least data.seq_len)",
+        )
+    records, dropped, tally = _counts(work)
+    survivors = _survivors(work, work.map_array("grams")[met], dropped)  # sorted, as all n-grams are
+    lengths = [load(work.write_file(task), "held_docs")[0]["length"] for task in work.tasks]
+    held_tokens = sum(int(length[kept].sum()) for length, kept in zip(lengths, survivors, strict=True))
+    held_chunk = plan.recipe.heldout_chunk_tokens or auto_heldout_chunk_tokens(held_tokens, plan.chunk_tokens)
+    heldout = Cutter(held_chunk, dtype)
+    parts += write_parts(work.parts, "heldout", "00000", _heldout_chunks(work, survivors, heldout))
+
+    trained, held = int((kinds == TRAIN).sum()), sum(int(kept.sum()) for kept in survivors)
+    counts = {"in": records.total(), "out": trained + held, "train": trained, "heldout": held}
+    assert counts["in"] == counts["out"] + dropped.total(), f"documents got lost: {counts}, dropped {dict(dropped)}"
+    by_reason = Counter[str]()
+    for (_, reason), count in dropped.items():
+        by_reason[reason] += count
+    _publish_beside(work, output, records, dropped)
+    recipe = {**recipe_record(plan.recipe), "plan": plan.id, "left_out_files": plan.inputs.left_out}
+    return publish(
+        output,
+        parts,
+        tokenizer=tokenizer,
+        chunk_tokens={"train": plan.chunk_tokens, "heldout": held_chunk},
+        left_over={"train": len(train.tail.tokens), "heldout": len(heldout.tail.tokens)},
+        recipe=recipe,
+        counts={
+            **counts,
+            "dropped": {reason: count for reason, count in sorted(by_reason.items()) if count},
+            **({"changed": dict(sorted(tally.items()))} if tally else {}),
+            **({"quarantined": lost} if (lost := quarantined(work)) else {}),
+        },
+        inputs=[{"path": file.name, "bytes": file.bytes, "hash": file.hash} for file in plan.inputs.files],
+    )
+
+
+def _counts(work: Work) -> tuple[Counter[int], FileCounts, Counter[str]]:
+    """(records by file, dropped before the end, changes) over all phases and tasks."""
+    records, dropped, tally = Counter[int](), FileCounts(), Counter[str]()
+    for phase in range(len(phases(work.plan().recipe))):
+        for task in work.tasks:
+            counts = counts_of(work, phase, task)
+            records += counts.records if not phase else Counter()
+            dropped += counts.dropped
+            tally += counts.tally
+        dropped += dropped_by(work, phase)
+    return records, dropped, tally
+
+
+def _survivors(work: Work, met: npt.NDArray[np.uint64], dropped: FileCounts) -> list[npt.NDArray[np.bool_]]:
+    """Of each task, bool [held-out documents]: what stays. The others are counted, and kept if the recipe asks."""
+    recipe = work.plan().recipe
+    count = len(phases(recipe))
+    survivors = []
+    for task in work.tasks:
+        kept, gone = holdout.survivors(work, count - 1, task, met, dropped)
+        survivors.append(kept)
+        if recipe.keep_dropped and gone:
+            with lines_writer(work.dropped_file(count + 1, task)) as show:
+                for document in source(work, count, task):
+                    if document.row in gone:
+                        show(drop(document, gone[document.row]))
+    return survivors
+
+
+def _publish_beside(work: Work, output: Path, records: Counter[int], dropped: FileCounts) -> None:
+    """What stands beside the manifest, before it."""
+    plan = work.plan()
+    reasons = sorted({reason for _, reason in dropped})
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["file", "bytes", "records", "kept", *reasons])
+    for number, file in enumerate(plan.inputs.files):
+        gone = [dropped[number, reason] for reason in reasons]
+        table.writerow([file.name, file.bytes, records[number], records[number] - sum(gone), *gone])
+    durable.replace(output / FILES_TABLE, text.getvalue().encode("utf-8", "surrogateescape"))
+    if plan.recipe.keep_dropped:
+        shutil.rmtree(output / DROPPED, ignore_errors=True)  # of a run that was killed here
+        shutil.copytree(work.dropped, output / DROPPED, ignore=shutil.ignore_patterns(".*"))
+
+
+def _tail_chunks(work: Work, cutter: Cutter) -> Iterator[Stream]:
+    for task in work.tasks:
+        yield from cutter.add(Stream(*load(work.write_file(task), "tail_tokens", "tail_docs")))
+
+
+def _heldout_chunks(work: Work, survivors: list[npt.NDArray[np.bool_]], cutter: Cutter) -> Iterator[Stream]:
+    for task, kept in enumerate(survivors):
+        tokens, docs = load(work.write_file(task), "held_tokens", "held_docs")
+        yield from cutter.add(Stream(tokens[np.repeat(kept, docs["length"])], docs[kept]))

@@ -1,0 +1,117 @@
+"""The last pass: what is for training, what is held out, and what training text would give away of the latter.
+
+Keys of each document: hash of its text, on which side it is (by hash of its id or group: pipeline.py), n-grams of its
+words if it is held out. join() takes exact duplicates out and collects the n-grams; tokenise.py looks up those of
+training text; survivors() says which held-out documents are left then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.dedup import (
+    TEXT_HASH_DTYPE,
+    U64,
+    first_of_each,
+    ngram_hashes,
+    shared_with,
+    unique_in_place,
+    which_in,
+)
+from data_pipeline.document import Document
+from data_pipeline.passes import Arrays, TextHashes
+from data_pipeline.pipeline import Recipe, is_heldout
+from data_pipeline.plan import Work, load
+from fmscale import durable
+
+DROPPED, TRAIN, HELDOUT, DUPLICATE = range(4)
+"""What becomes of a record, uint8 [all records] in the array `kinds`. DROPPED: by a step or a pass before this one."""
+
+
+class Keys:
+    """passes.Keys of the last phase."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self._texts = TextHashes()
+        self._heldout: list[bool] = []
+        self._grams, self._gram_rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+
+    def add(self, documents: Sequence[Document]) -> None:
+        self._texts.add(documents)
+        heldout = [is_heldout(self._recipe, document) for document in documents]
+        self._heldout += heldout
+        held = [document for document, out in zip(documents, heldout, strict=True) if out]
+        if held and self._recipe.decontaminate_ngram:
+            hashes, owners = ngram_hashes([document.text for document in held], self._recipe.decontaminate_ngram)
+            self._grams.append(hashes)
+            self._gram_rows.append(np.array([document.row for document in held], np.int64)[owners])
+
+    def arrays(self) -> Arrays:
+        grams, rows = np.concatenate(self._grams), np.concatenate(self._gram_rows)
+        return {**self._texts.arrays(), "heldout": np.array(self._heldout, bool), "grams": grams, "gram_rows": rows}
+
+
+def join(work: Work, phase: int) -> None:
+    """Decide what becomes of each record; counts of duplicates go into the joined file."""
+    offsets = work.map_array("offsets")
+    kinds = np.zeros(int(offsets[-1]), np.uint8)
+    texts = np.zeros(len(kinds), TEXT_HASH_DTYPE)
+    files = np.zeros(len(kinds), np.uint32)
+    for task in work.tasks:
+        rows, text, heldout, file = load(work.scan_file(phase, task), "rows", "text", "heldout", "files")
+        kinds[offsets[task] + rows] = np.where(heldout, HELDOUT, TRAIN)
+        texts[offsets[task] + rows] = text
+        files[offsets[task] + rows] = file
+    dropped = []
+    if work.plan().recipe.dedup == "exact":
+        again = (kinds != DROPPED) & ~first_of_each(texts, kinds != DROPPED)
+        kinds[again] = DUPLICATE
+        numbers, counts = np.unique(files[again], return_counts=True)
+        dropped = [[int(file), "duplicate", int(count)] for file, count in zip(numbers, counts, strict=True)]
+    # Without exact de-duplication a text may stand on both sides: then it counts as training text.
+    work.save_array("given_away", shared_with(texts, kinds == HELDOUT, kinds == TRAIN))
+    work.save_array("kinds", kinds)
+    work.save_array("grams", _heldout_grams(work, phase, kinds))
+    durable.replace(work.joined_file(phase), json.dumps({"dropped": dropped}).encode())
+
+
+def _heldout_grams(work: Work, phase: int, kinds: npt.NDArray[np.uint8]) -> U64:
+    """Sorted and unique n-grams of the held-out documents. One task at a time, so that their owners never add up."""
+    kept = [np.empty(0, np.uint64)]
+    offsets = work.map_array("offsets")
+    for task in work.tasks:
+        grams, owners = load(work.scan_file(phase, task), "grams", "gram_rows")
+        kept.append(grams[kinds[offsets[task] + owners] == HELDOUT])
+    joined = np.concatenate(kept)
+    kept.clear()
+    return unique_in_place(joined)
+
+
+def survivors(
+    work: Work, phase: int, task: int, met: U64, dropped: Counter[tuple[int, str]]
+) -> tuple[npt.NDArray[np.bool_], dict[int, str]]:
+    """(bool [held-out documents of the task]: those that training text does not give away; rows and reasons of others).
+
+    The others are counted in `dropped` by file and reason. met: the n-grams that training text has, sorted.
+    """
+    rows = np.flatnonzero(work.of_task("kinds", task) == HELDOUT)
+    grams, gram_rows, scanned, files = load(work.scan_file(phase, task), "grams", "gram_rows", "rows", "files")
+    same = work.of_task("given_away", task)[rows].astype(bool)
+    overlap, short = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
+    if work.plan().recipe.decontaminate_ngram:
+        overlap = np.isin(rows, gram_rows[which_in(grams, met)]) & ~same
+        short = ~np.isin(rows, gram_rows) & ~same
+    file_of: Any = files[np.searchsorted(scanned, rows)]
+    reasons: dict[int, str] = {}
+    for reason, gone in (("heldout_duplicate", same), ("heldout_overlap", overlap), ("heldout_too_short", short)):
+        reasons.update(dict.fromkeys(rows[gone].tolist(), reason))
+        for file in file_of[gone].tolist():
+            dropped[file, reason] += 1
+    return ~(same | overlap | short), reasons

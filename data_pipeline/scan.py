@@ -1,0 +1,109 @@
+"""One task of one phase: read its documents, take the recipe's steps, keep what is left, and its keys for the pass.
+
+    scan(work, task, phase)     a pure function of files: any process may do it, any number of times
+
+An input that is damaged is read once more. If it is damaged then too, none of its records are used, and the place and
+what is wrong with it are written down (quarantine): the driver judges how much of that is too much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from data_pipeline import holdout, passes
+from data_pipeline.document import Document, through
+from data_pipeline.inputs import DamagedInput
+from data_pipeline.phases import documents, phases
+from data_pipeline.plan import Work, as_array, save
+from data_pipeline.progress import Done
+from data_pipeline.registry import steps_of
+from data_pipeline.rule import batches
+from data_pipeline.text_store import TextWriter, lines_writer
+from fmscale import durable
+
+READINGS = 2
+"""Of a damaged input, before it is given up: what was a network's fault is gone by the second time."""
+
+
+@dataclasses.dataclass
+class Counts:
+    """What became of the records of a task in one phase."""
+
+    records: Counter[int] = dataclasses.field(default_factory=Counter)
+    """By file."""
+    dropped: Counter[tuple[int, str]] = dataclasses.field(default_factory=Counter)
+    """By file and reason."""
+    tally: Counter[str] = dataclasses.field(default_factory=Counter)
+    """What steps changed in the documents that they kept."""
+
+    def to_json(self) -> dict[str, Any]:
+        dropped = [[file, reason, count] for (file, reason), count in sorted(self.dropped.items())]
+        return {"records": sorted(self.records.items()), "dropped": dropped, "tally": dict(sorted(self.tally.items()))}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> Counts:
+        dropped = Counter({(file, reason): count for file, reason, count in value["dropped"]})
+        return Counts(Counter(dict(value["records"])), dropped, Counter(value["tally"]))
+
+
+def scan(work: Work, task: int, phase: int) -> Done:
+    """Save what `phase` leaves of `task`. Raises DataError as `read_piece`, but not for an input that is damaged."""
+    given_up: dict[int, dict[str, str]] = {}
+    failures: Counter[int] = Counter()
+    if not phase:
+        work.quarantine_file(task).unlink(missing_ok=True)
+    while True:
+        try:
+            return _scan(work, task, phase)
+        except DamagedInput as error:
+            failures[error.place] += 1
+            if failures[error.place] == READINGS:
+                fields = {"expected": error.expected, "found": error.found, "do": error.do}
+                given_up[error.place] = {"what": error.what, **fields}
+                durable.replace(work.quarantine_file(task), json.dumps(given_up).encode())
+
+
+def _scan(work: Work, task: int, phase: int) -> Done:
+    plan = work.plan()
+    current = phases(plan.recipe)[phase]
+    keys = passes.of(current.ends).keys(work, phase, task) if current.ends else holdout.Keys(plan.recipe)
+    counts, rows, files = Counts(), [], []
+    with contextlib.ExitStack() as stack:
+        texts = stack.enter_context(TextWriter(work.text_file(phase, task))) if current.steps else None
+        show = stack.enter_context(lines_writer(work.dropped_file(phase, task)))
+
+        def read() -> Iterator[Document]:
+            for document in documents(work, phase, task, show):
+                counts.records[document.file] += 1
+                yield document
+
+        def kept() -> Iterator[Document]:
+            for document in through(read(), steps_of(current.steps), Counter(), show):
+                if document.dropped:
+                    counts.dropped[document.file, document.dropped] += 1
+                else:
+                    counts.tally.update(document.tally)
+                    yield document
+
+        for batch in batches(kept()):
+            keys.add(batch)
+            for document in batch:
+                rows.append(document.row)
+                files.append(document.file)
+                if texts:
+                    texts.write(document)
+    save(
+        work.scan_file(phase, task),
+        counts=as_array(counts.to_json()),
+        rows=np.array(rows, np.int64),
+        files=np.array(files, np.uint32),
+        **keys.arrays(),
+    )
+    return Done(plan.task_input_bytes(task), counts.records.total())

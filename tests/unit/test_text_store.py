@@ -1,0 +1,58 @@
+"""What is written between two passes comes back as it was; damage anywhere is an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.document import Document
+from data_pipeline.text_store import TextWriter, read_texts
+from fmscale.errors import DataError
+
+DOCUMENTS = st.builds(
+    Document,
+    id=st.text(st.characters(), max_size=9),
+    text=st.text(max_size=200),
+    source=st.text(max_size=9),
+    meta=st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=5), max_size=3),
+    file=st.integers(0, 1000),
+    record=st.integers(0, 10**12),
+    row=st.integers(0, 2**32 - 2),
+)
+
+
+@settings(deadline=None)
+@given(st.lists(DOCUMENTS, max_size=20))
+def test_documents_come_back(tmp_path_factory: pytest.TempPathFactory, documents: list[Document]) -> None:
+    path = tmp_path_factory.mktemp("store") / "texts.zst"
+    with TextWriter(path) as texts:
+        for document in documents:
+            texts.write(document)
+    assert list(read_texts(path)) == documents
+    assert texts.bytes == sum(len(document.text.encode()) for document in documents)
+
+
+def test_what_is_not_finished_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UnicodeEncodeError, match="surrogates not allowed"), TextWriter(tmp_path / "a") as texts:
+        texts.write(Document("a", "\ud800"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_damage_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "texts.zst"
+    with TextWriter(path) as texts:
+        for row in range(50):
+            texts.write(Document(str(row), f"text {row} " * row, row=row))
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:-1], whole[:99] + bytes([whole[99] ^ 1]) + whole[100:]):
+        path.write_bytes(damaged)
+        with pytest.raises(
+            DataError, match=r"unfinished work is damaged\n.*texts\.zst.*\n.*\n  do: remove that directory"
+        ):
+            list(read_texts(path))
+    path.unlink()
+    with pytest.raises(DataError, match="unfinished work is damaged"):
+        list(read_texts(path))

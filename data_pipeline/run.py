@@ -4,9 +4,7 @@
 
 What is done is not done again. Tasks are cut by input bytes and pass on their results as files (plan.py), so workers
 only decide who does what when.
-A task whose worker or node dies is given to another one; if this process dies, the same command goes on from the
-files. A lock keeps a second process out of the same output. The only module of the pipeline that knows Ray, which it
-never starts.
+If this process dies, the same command goes on from the files. A lock keeps a second process out of the same output.
 """
 
 from __future__ import annotations
@@ -18,10 +16,9 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
 from data_pipeline import passes
 from data_pipeline.document import Document, through
@@ -31,29 +28,17 @@ from data_pipeline.join import join, part
 from data_pipeline.phases import Phase, phases
 from data_pipeline.pipeline import Recipe, check, fields, is_heldout
 from data_pipeline.plan import Plan, Work
-from data_pipeline.progress import Done, follow
+from data_pipeline.progress import follow
 from data_pipeline.quarantine import check_quarantine
 from data_pipeline.read import EXPLAIN, check_bad_share, read_piece
 from data_pipeline.registry import entries, steps_of
 from data_pipeline.scan import scan
 from data_pipeline.tokenise import tokenise
+from data_pipeline.workers import Stage, Workers, workers_of
 from fmscale.corpus.manifest import MARKER, Manifest
-from fmscale.errors import ConfigError, DataError, FmscaleError, MachineError
+from fmscale.errors import ConfigError, DataError, MachineError
 from fmscale.tokenizer import Kind, Tokenizer
 from fmscale.tokenizer import train as train_on_texts
-
-RETRIES = 3
-"""Times that a task is given to another worker after its worker or node was lost."""
-
-Stage = Callable[[Work, int], Done]
-
-
-class Workers(Protocol):
-    """Who does the tasks. This is the whole surface."""
-
-    def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[Done]:
-        """Do every task; yield what each has done, in any order."""
-        ...
 
 
 def prepare(recipe: Recipe, *, workers: int | None = None) -> Manifest:
@@ -64,7 +49,7 @@ def prepare(recipe: Recipe, *, workers: int | None = None) -> Manifest:
     Raises ConfigError, DataError (docs/data.md), MachineError (workers keep dying).
     """
     check(recipe)
-    pool = _workers(workers)
+    pool = workers_of(workers)
     inputs = _pin(recipe.inputs, recipe.task_bytes)
     fingerprint = Tokenizer.load(recipe.tokenizer).fingerprint
     plan = Plan(replace(recipe, tokenizer=os.path.abspath(recipe.tokenizer)), inputs, fingerprint)
@@ -227,96 +212,3 @@ def _claim(output: Path) -> Iterator[Path]:
         finally:
             if (output / MARKER).exists():
                 shutil.rmtree(directory, ignore_errors=True)  # a worker of a killed run may still be writing here
-
-
-class InProcess:
-    """Workers: this process, one task after another."""
-
-    def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[Done]:
-        return (stage(work, task) for task in tasks)
-
-
-class OnRay:
-    """Workers: up to `limit` Ray tasks at a time."""
-
-    def __init__(self, limit: int | None) -> None:
-        import ray
-
-        self._limit = limit or max(1, int(ray.cluster_resources().get("CPU", 1)))
-
-    def each(self, stage: Stage, work: Work, tasks: Sequence[int]) -> Iterator[Done]:
-        import ray
-
-        remote = ray.remote(num_cpus=1, max_retries=0)(_call)  # counted here: Ray has no bound for want of memory
-        there = Work(work.directory.absolute())  # workers have a working directory of their own
-        waiting = list(reversed(tasks))
-        running: dict[Any, int] = {}
-        losses: Counter[int] = Counter()
-        try:
-            while waiting or running:
-                while waiting and len(running) < self._limit:
-                    task = waiting.pop()
-                    running[remote.remote(stage, there, task)] = task
-                done, _ = ray.wait(list(running), num_returns=1)
-                for reference in done:
-                    task = running.pop(reference)
-                    try:
-                        amount = _result(reference)
-                    except _Lost as loss:
-                        losses[task] += 1
-                        if losses[task] > RETRIES:
-                            raise _gave_up(work, task, str(loss)) from loss
-                        waiting.append(task)
-                    else:
-                        yield amount
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
-
-
-def _call(stage: Stage, work: Work, task: int) -> Done:
-    return stage(work, task)
-
-
-class _Lost(Exception):
-    """Where a task ran, or what it returned, is gone; done again elsewhere it may well succeed."""
-
-
-def _result(reference: Any) -> Done:
-    """What the task returned. Raises what the task raised, or _Lost with the name of Ray's exception."""
-    import ray
-
-    try:
-        done: Done = ray.get(reference)
-        return done
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, FmscaleError):
-            raise error.cause from None  # as if it had happened here
-        raise
-    except ray.exceptions.RayError as error:  # of a worker, its node, its memory, or an object on them
-        raise _Lost(type(error).__name__) from error
-
-
-def _gave_up(work: Work, task: int, found: str) -> MachineError:
-    first = work.plan().inputs.tasks[task][0]
-    return MachineError(
-        f"task {task} lost its worker {RETRIES + 1} times",
-        expected="nodes that stay, with memory for about ten times task_bytes a worker",
-        found=f"{found} at {work.plan().inputs.files[first.file].name}, byte {first.start}",
-        do="run the same command with fewer workers or a smaller task_bytes; done tasks are kept",
-    )
-
-
-def _workers(count: int | None) -> Workers:
-    """Never starts Ray: how a cluster begins, and who may join it, is the launcher's business."""
-    ray = sys.modules.get("ray")  # what is not imported is not connected
-    if count != 0 and ray is not None and ray.is_initialized():
-        return OnRay(count)
-    if count:
-        raise ConfigError(
-            "workers need a Ray that is connected",
-            expected="ray.init before prepare, as `fmscale data prepare` does",
-            found=f"workers={count}, and no Ray",
-            do="connect first, or leave workers out: then all is done in this process",
-        )
-    return InProcess()

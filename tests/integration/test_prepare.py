@@ -26,8 +26,9 @@ from data_pipeline.document import Document, text_id
 from data_pipeline.inputs import pin
 from data_pipeline.pipeline import Recipe, is_heldout
 from data_pipeline.plan import Plan, Work
-from data_pipeline.run import _Lost, _result, prepare, train_tokenizer
+from data_pipeline.run import prepare, train_tokenizer
 from data_pipeline.scan import scan
+from data_pipeline.workers import _Lost, _result
 from fmscale.corpus.chunks import document_id
 from fmscale.corpus.inputs import read_inputs
 from fmscale.corpus.manifest import Manifest

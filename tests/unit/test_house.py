@@ -45,7 +45,7 @@ def test_no_unsafe_loading() -> None:
 
 def test_heavy_libraries_are_imported_in_few_modules() -> None:
     homes = {
-        "ray": {"drain.py", "driver.py", "group.py", "ranks.py", "ray_cluster.py", "readers.py", "run.py"},
+        "ray": {"drain.py", "driver.py", "group.py", "ranks.py", "ray_cluster.py", "readers.py", "workers.py"},
         "deepspeed": {"deepspeed_start.py", "engine_zero.py", "engine_pipe.py"},
         "wandb": {"sinks.py"},
         "webdataset": {"writer.py"},

@@ -29,9 +29,12 @@ from data_pipeline.passes import Arrays, TextHashes
 from data_pipeline.pipeline import Recipe, is_heldout
 from data_pipeline.plan import Work, load
 from fmscale import durable
+from fmscale.errors import ConfigError, DataError
 
 DROPPED, TRAIN, HELDOUT, DUPLICATE = range(4)
 """What becomes of a record, uint8 [all records] in the array `kinds`. DROPPED: by a step or a pass before this one."""
+MAX_GRAMS = 1 << 25
+"""N-grams of held-out text that are compared: each worker holds them, in some 24 bytes each with their filter."""
 
 
 class Keys:
@@ -82,6 +85,26 @@ def join(work: Work, phase: int) -> None:
     durable.replace(work.joined_file(phase), json.dumps({"dropped": dropped}).encode())
 
 
+def check_size(recipe: Recipe, input_bytes: int) -> None:
+    """Raise ConfigError if more will be held out than can be compared: before anything is read, by the input's bytes.
+
+    A word and its space are taken for six bytes, and twice the limit for too much; join() counts.
+    """
+    expected = recipe.heldout_fraction * input_bytes / 6
+    if recipe.decontaminate_ngram and expected > 2 * MAX_GRAMS:
+        raise ConfigError(**_too_many(recipe, int(expected)))
+
+
+def _too_many(recipe: Recipe, count: int) -> dict[str, str]:
+    """The fields of an error."""
+    return {
+        "what": "more is held out than can be compared with the training text",
+        "expected": f"at most {MAX_GRAMS:,} n-grams of held-out text, which every worker keeps in memory",
+        "found": f"about {count:,} (heldout_fraction {recipe.heldout_fraction:g})",
+        "do": f"set heldout_fraction to {recipe.heldout_fraction * MAX_GRAMS / count / 1.5:.1g}; 100 MB are plenty",
+    }
+
+
 def _heldout_grams(work: Work, phase: int, kinds: npt.NDArray[np.uint8]) -> U64:
     """Sorted and unique n-grams of the held-out documents. One task at a time, so that their owners never add up."""
     kept = [np.empty(0, np.uint64)]
@@ -91,6 +114,8 @@ def _heldout_grams(work: Work, phase: int, kinds: npt.NDArray[np.uint8]) -> U64:
         kept.append(grams[kinds[offsets[task] + owners] == HELDOUT])
     joined = np.concatenate(kept)
     kept.clear()
+    if len(joined) > 2 * MAX_GRAMS:
+        raise DataError(**_too_many(work.plan().recipe, len(joined)))
     return unique_in_place(joined)
 
 

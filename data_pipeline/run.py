@@ -23,6 +23,7 @@ from pathlib import Path
 from data_pipeline import passes
 from data_pipeline.document import Document, through
 from data_pipeline.finish import finish
+from data_pipeline.holdout import check_size
 from data_pipeline.inputs import Inputs, pin
 from data_pipeline.join import join, part
 from data_pipeline.phases import Phase, phases
@@ -51,6 +52,7 @@ def prepare(recipe: Recipe, *, workers: int | None = None) -> Manifest:
     check(recipe)
     pool = workers_of(workers)
     inputs = _pin(recipe.inputs, recipe.task_bytes)
+    check_size(recipe, inputs.bytes)
     fingerprint = Tokenizer.load(recipe.tokenizer).fingerprint
     plan = Plan(replace(recipe, tokenizer=os.path.abspath(recipe.tokenizer)), inputs, fingerprint)
     output = Path(recipe.output)

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import zstandard
 
+from data_pipeline import holdout
 from data_pipeline.document import Document, change, drop
 from data_pipeline.pipeline import Recipe
 from data_pipeline.run import prepare
 from fmscale.corpus.manifest import Manifest
-from fmscale.errors import DataError, MachineError
+from fmscale.errors import ConfigError, DataError, MachineError
 from tests.integration.test_prepare import digests, recipe_of
 from tests.raw_text import unlike
 
@@ -216,3 +217,17 @@ def test_a_full_disk_loses_nothing(raw: Path, reference: Path, tmp_path: Path, m
         assert digests(place / "c") == digests(reference)
     finally:
         subprocess.run(["umount", place], check=True)
+
+
+def test_no_more_is_held_out_than_workers_can_hold(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"heldout_fraction": 0.2, "decontaminate_ngram": 13, "heldout_by": "document"}
+    monkeypatch.setattr(holdout, "MAX_GRAMS", 100)
+    message = (
+        r"more is held out than .*\n  expected: at most 100 n-grams.*\n.*0\.2\)\n  do: set heldout_fraction to 0\.00"
+    )
+    with pytest.raises(ConfigError, match=message):
+        make(raw, tmp_path / "c", **changes)
+    assert not (tmp_path / "c").exists(), "before anything is read"
+    monkeypatch.setattr("data_pipeline.run.check_size", lambda recipe, size: None)
+    with pytest.raises(DataError, match=r"more is held out than can be compared.*\n.*100 n-grams"):
+        make(raw, tmp_path / "c", **changes)

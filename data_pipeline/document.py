@@ -19,6 +19,8 @@ from typing import Any
 
 import xxhash
 
+from data_pipeline.clock import Clock
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -72,14 +74,17 @@ def through(
     steps: Sequence[Step],
     dropped: Counter[str],
     show: Callable[[Document], None] = lambda rejected: None,
+    clock: Clock | None = None,
 ) -> Iterator[Document]:
     """All documents after all steps, the rejected ones among them (in place, text empty), each counted in `dropped`.
 
     A step sees only what the steps before it kept. show: is given each rejected document with its text.
+    clock: measures each step.
     """
+    clock = clock or Clock()
     stream: Iterator[Document] = iter(documents)
     for step in steps:
-        stream = _around(step, stream)
+        stream = clock.measure(step_name(step), _around(step, stream))
     for document in stream:
         if document.dropped:
             dropped[document.dropped] += 1
@@ -106,14 +111,15 @@ def _around(step: Step, documents: Iterator[Document]) -> Iterator[Document]:
         while waiting and (rejected := waiting[0]) is not None:
             waiting.popleft()
             yield rejected
-        assert waiting, f"step {_name(step)} returned more documents than it was given"
+        assert waiting, f"step {step_name(step)} returned more documents than it was given"
         waiting.popleft()
         yield answer
     for left in waiting:
-        assert left is not None, f"step {_name(step)} lost documents: reject with drop(document, reason)"
+        assert left is not None, f"step {step_name(step)} lost documents: reject with drop(document, reason)"
         yield left
-    assert next(documents, None) is None, f"step {_name(step)} stopped before the last document"
+    assert next(documents, None) is None, f"step {step_name(step)} stopped before the last document"
 
 
-def _name(step: Step) -> str:
+def step_name(step: Step) -> str:
+    """Of the function that a step is."""
     return str(getattr(getattr(step, "func", step), "__qualname__", repr(step)))

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.clock import Clock
 from data_pipeline.columns import Columns
 from data_pipeline.document import Document, drop
 
@@ -48,14 +49,22 @@ def broken(*limits: tuple[str, npt.ArrayLike, npt.ArrayLike]) -> Verdicts:
 
 
 def judge(
-    documents: Iterable[Document], rules: Sequence[tuple[str, Rule]], batch_characters: int = BATCH_CHARACTERS
+    documents: Iterable[Document],
+    rules: Sequence[tuple[str, Rule]],
+    batch_characters: int = BATCH_CHARACTERS,
+    clock: Clock | None = None,
 ) -> Iterator[Document]:
-    """Each document, dropped as `NAME/REASON` by the first of `rules` (name, rule) that it does not pass."""
+    """Each document, dropped as `NAME/REASON` by the first of `rules` (name, rule) that it does not pass.
+
+    clock: measures each rule; what several of them need is made by, and counts for, the first.
+    """
+    clock = clock or Clock()
     for batch in batches(documents, batch_characters):
         answers, alive = list(batch), np.arange(len(batch))
         columns = Columns([document.text for document in batch])
         for name, rule in rules:
-            verdicts = rule(columns)
+            with clock.part(name):
+                verdicts = rule(columns)
             assert len(verdicts.first) == len(columns), f"rule {name} judged {len(verdicts.first)} of {len(columns)}"
             for place in np.flatnonzero(verdicts.first >= 0).tolist():
                 reason = f"{name}/{verdicts.reasons[verdicts.first[place]]}"

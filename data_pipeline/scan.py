@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import holdout, passes
+from data_pipeline.clock import Clock
 from data_pipeline.document import Document, through
 from data_pipeline.inputs import DamagedInput
 from data_pipeline.phases import documents, phases
@@ -75,17 +76,18 @@ def _scan(work: Work, task: int, phase: int) -> Done:
     current = phases(plan.recipe)[phase]
     keys = passes.of(current.ends).keys(work, phase, task) if current.ends else holdout.Keys(plan.recipe)
     counts, rows, files = Counts(), [], []
+    clock = Clock()
     with contextlib.ExitStack() as stack:
         texts = stack.enter_context(TextWriter(work.text_file(phase, task))) if current.steps else None
         show = stack.enter_context(lines_writer(work.dropped_file(phase, task)))
 
         def read() -> Iterator[Document]:
-            for document in documents(work, phase, task, show):
+            for document in clock.measure("read", documents(work, phase, task, show)):
                 counts.records[document.file] += 1
                 yield document
 
         def kept() -> Iterator[Document]:
-            for document in through(read(), steps_of(current.steps), Counter(), show):
+            for document in through(read(), steps_of(current.steps, clock), Counter(), show, clock):
                 if document.dropped:
                     counts.dropped[document.file, document.dropped] += 1
                 else:
@@ -93,12 +95,14 @@ def _scan(work: Work, task: int, phase: int) -> Done:
                     yield document
 
         for batch in batches(kept()):
-            keys.add(batch)
-            for document in batch:
-                rows.append(document.row)
-                files.append(document.file)
-                if texts:
-                    texts.write(document)
+            with clock.part(f"keys of {current.ends.name if current.ends else 'holdout'}"):
+                keys.add(batch)
+            with clock.part("store"):
+                for document in batch:
+                    rows.append(document.row)
+                    files.append(document.file)
+                    if texts:
+                        texts.write(document)
     save(
         work.scan_file(phase, task),
         counts=as_array(counts.to_json()),

@@ -97,11 +97,33 @@ def pack(
 
 
 @data_app.command()
-def inspect(corpus: Path, as_json: AsJson = False) -> None:
-    """What is in a corpus: splits, counts, tokenizer, a first document."""
+def inspect(
+    corpus: Path,
+    split: Annotated[Literal["train", "heldout"], typer.Option(help="Where to look.")] = "train",
+    token: Annotated[int | None, typer.Option(help="Show the document that this token of the split is from.")] = None,
+    chunk: Annotated[int | None, typer.Option(help="Show the documents of this chunk.")] = None,
+    document: Annotated[
+        str | None, typer.Option(help="Show where the tokens of the document with this id are.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """What is in a corpus: counts, tokenizer, recipe; or documents as text, with the record that they are from."""
+    from dataclasses import asdict
+
+    from fmscale.corpus.provenance import Place, open_provenance
     from fmscale.corpus.verify import inspect as run
 
-    show_record(run(corpus), as_json)
+    if token is None and chunk is None and document is None:
+        show_record(run(corpus), as_json)
+        return
+    provenance = open_provenance(corpus, split)
+    places: list[Place] = [provenance.of_token(token)] if token is not None else []
+    places += provenance.of_chunk(chunk) if chunk is not None else []
+    places += provenance.of_document(document) if document is not None else []
+    for place in places:
+        show_record(asdict(place), as_json)
+        if not as_json:
+            typer.echo()
 
 
 @data_app.command()

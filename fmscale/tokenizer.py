@@ -33,13 +33,16 @@ SPECIAL: dict[str, int] = {name: i for i, name in enumerate(("pad", "bos", "eos"
 """Reserved ids by name, the same for every tokenizer, whoever trains it. Then the 256 bytes, then learned pieces."""
 FIRST_BYTE_ID = len(SPECIAL)
 Kind = Literal["unigram", "bpe"]
+MARK = b'{"fmscale-tokenizer":'
+"""How the file of a foreign tokenizer begins."""
 
 _SPACE = "\u2581"
 _WORD = re.compile(rf" *(?:[A-Za-z]++(?![^\0-\x7f])|[!-@\[-`{{-~]++(?![^\0-\x7f])|[^\n {_SPACE}]+)|\n| +|{_SPACE}")
 _MEMO_WORDS = 1 << 18
 _MEMO_CHARS = 64
 """Longer words are rarely seen again (text without spaces, base64): not kept, so that the memo stays below 100 MB."""
-_PROBE = "  a\u00a0\ufb01\u3000\t\r\n \u2581 \u00e9e\u0301 (tide)<mask> "
+PROBE = "  a\u00a0\ufb01\u3000\t\r\n \u2581 \u00e9e\u0301 (Tide)<mask> "
+"""A text of all that tokenizers lose: white space of every kind, composed characters, what looks like a token."""
 
 
 class Tokenizer:
@@ -48,22 +51,28 @@ class Tokenizer:
     Second law: encode(a + b) == encode(a) + encode(b) if a ends in a newline. Safe for several threads.
     """
 
-    pad_id, bos_id, eos_id, unk_id = PAD_ID, BOS_ID, EOS_ID, UNK_ID
+    pad_id: int = PAD_ID
+    bos_id: int = BOS_ID
+    eos_id: int = EOS_ID
+    unk_id: int = UNK_ID
 
     def __init__(self, model: bytes) -> None:
         """model: the bytes of tokenizer.model. Raises DataError as `load` does."""
         self._sp = _processor(model)
         self.model = model
-        self.fingerprint = hashlib.sha256(model).hexdigest()
+        self.fingerprint = fingerprint_of(model)
         self.vocab_size: int = self._sp.GetPieceSize()
         self.dtype = np.dtype(np.uint16 if self.vocab_size <= 65536 else np.uint32)
         self._memo = _Memo(self._sp, self.dtype)
-        if (back := self.decode(self.encode(_PROBE))) != _PROBE:
+        if (back := self.decode(self.encode(PROBE))) != PROBE:
             raise _unfit("a model that keeps text as it is (no normalisation, no dummy prefix)", ascii(back)[:150])
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
-        """Raises DataError: no such file, no SentencePiece model, or one whose reserved ids are not SPECIAL."""
+        """Of either kind, ours or a foreign one that was brought in (foreign_tokenizer.py).
+
+        Raises DataError: no such file, no SentencePiece model, or one whose reserved ids are not SPECIAL.
+        """
         try:
             model = Path(path).read_bytes()
         except OSError as error:
@@ -74,6 +83,10 @@ class Tokenizer:
                 do="train one, or correct the path",
             ) from error
         try:
+            if model.startswith(MARK):
+                from fmscale.foreign_tokenizer import ForeignTokenizer
+
+                return ForeignTokenizer(model)
             return Tokenizer(model)
         except DataError as error:
             error.add_note(f"  file: {path}")
@@ -112,6 +125,11 @@ class Tokenizer:
         for i in range(FIRST_BYTE_ID + 256, self.vocab_size):
             sizes[i] = len(self._sp.IdToPiece(i).replace(_SPACE, " ").encode())
         return sizes
+
+
+def fingerprint_of(model: bytes) -> str:
+    """sha256 of a tokenizer's file: what corpora and runs know it by."""
+    return hashlib.sha256(model).hexdigest()
 
 
 class _Memo(dict[str, bytes]):
@@ -171,7 +189,7 @@ def _processor(model: bytes) -> Any:
 
 
 def _unfit(expected: str, found: str) -> DataError:
-    do = "train a tokenizer with `fmscale tokenizer train`"
+    do = "train a tokenizer with `fmscale tokenizer train`, or bring this one in with `fmscale tokenizer import`"
     return DataError("this is no tokenizer of fmscale", expected=expected, found=found, do=do)
 
 

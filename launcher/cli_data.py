@@ -12,7 +12,7 @@ import typer
 from launcher.arguments import AsJson, Settings, config_of, split
 
 data_app = typer.Typer(help="Raw text to token shards, and a look at them.", no_args_is_help=True)
-tokenizer_app = typer.Typer(help="Train a tokenizer.", no_args_is_help=True)
+tokenizer_app = typer.Typer(help="Train a tokenizer, bring one in, look into it.", no_args_is_help=True)
 
 
 def show_record(record: dict[str, Any], as_json: bool) -> None:
@@ -182,3 +182,50 @@ def tokenizer_train(
         threads=threads,
     )
     typer.echo(f"tokenizer {output}: {trained.vocab_size:,} tokens, fingerprint {trained.fingerprint}")
+
+
+@tokenizer_app.command("import")
+def tokenizer_import(
+    source: Annotated[Path, typer.Argument(help="A SentencePiece .model, a tokenizer.json, or a directory with one.")],
+    output: Annotated[Path, typer.Option(help="The file to write.")],
+    eos: Annotated[
+        str | None, typer.Option(help="The token that ends a document; default: what its config says.")
+    ] = None,
+) -> None:
+    """Bring in a tokenizer that others trained (SentencePiece or Hugging Face)."""
+    from fmscale import durable
+    from fmscale.foreign_tokenizer import ForeignTokenizer, bring
+
+    tokenizer = ForeignTokenizer(bring(source, eos))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    durable.replace(output, tokenizer.model)
+    typer.echo(f"tokenizer {output}: {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint}")
+    if not tokenizer.exact:
+        typer.echo(
+            "note: decoding does not give every text back (it normalises); bits per byte are of what it keeps", err=True
+        )
+
+
+@tokenizer_app.command("inspect")
+def tokenizer_inspect(
+    model: Annotated[Path, typer.Argument(help="tokenizer.model")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(help="Text to measure it on: files, directories, globs.")
+    ] = None,
+    recipe: Annotated[
+        list[str] | None, typer.Option(help="YAML of `data prepare`: its steps see the text first.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Field of a JSONL record that holds the text.")] = "text",
+    sample_mb: Annotated[float, typer.Option(help="Text to measure on; a sample by hash of the documents.")] = 20.0,
+    as_json: AsJson = False,
+) -> None:
+    """What a tokenizer is, and bytes per token of each source and language of some text."""
+    from data_pipeline.tokenizer_report import describe, measure
+    from fmscale.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(model)
+    show_record(describe(tokenizer), as_json)
+    for line in measure(tokenizer, inputs or [], recipe or [], text_field, int(sample_mb * 1e6)):
+        show_record(line, as_json)
+        if not as_json:
+            typer.echo()

@@ -123,6 +123,8 @@ def _survivors(work: Work, met: npt.NDArray[np.uint64], dropped: FileCounts) -> 
 def _publish_beside(work: Work, output: Path, records: Counter[int], dropped: FileCounts) -> None:
     """What stands beside the manifest, before it."""
     plan = work.plan()
+    for left in output.glob(".*.tmp"):  # by a run that was killed here
+        left.unlink(missing_ok=True)
     reasons = sorted({reason for _, reason in dropped})
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")

@@ -1,8 +1,8 @@
 """The last pass: what is for training, what is held out, and what training text would give away of the latter.
 
-Keys of each document: hash of its text, on which side it is (by hash of its id or group: pipeline.py), n-grams of its
-words if it is held out. join() takes exact duplicates out and collects the n-grams; tokenise.py looks up those of
-training text; survivors() says which held-out documents are left then.
+It knows of each document the hash of its text, on which side it is (by hash of its id or group: pipeline.py), and the
+n-grams of its words if it is held out. join() takes exact duplicates out and collects the n-grams; tokenise.py looks up
+those of training text; survivors() says which held-out documents are left then.
 """
 
 from __future__ import annotations
@@ -10,24 +10,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.dedup import (
-    TEXT_HASH_DTYPE,
-    U64,
-    first_of_each,
-    ngram_hashes,
-    shared_with,
-    unique_in_place,
-    which_in,
-)
+from data_pipeline.clusters import sizes
 from data_pipeline.document import Document
-from data_pipeline.passes import Arrays, TextHashes
+from data_pipeline.ngrams import U64, ngram_hashes
+from data_pipeline.overlap import unique_in_place, which_in
+from data_pipeline.passes import Keys, SameKey, text_keys
 from data_pipeline.pipeline import Recipe, is_heldout
-from data_pipeline.plan import Work, load
+from data_pipeline.plan import Work, load, save
 from fmscale import durable
 from fmscale.errors import ConfigError, DataError
 
@@ -37,12 +32,24 @@ MAX_GRAMS = 1 << 25
 """N-grams of held-out text that are compared: each worker holds them, in some 24 bytes each with their filter."""
 
 
-class Keys:
-    """passes.Keys of the last phase."""
+class Holdout(SameKey):
+    """The last pass: documents of the same text are the same, and sides are kept apart."""
+
+    name = "holdout"
 
     def __init__(self, recipe: Recipe) -> None:
+        super().__init__("duplicate", 1, text_keys)
         self._recipe = recipe
-        self._texts = TextHashes()
+
+    def keys(self, work: Work) -> Keys:
+        return _Sides(self._recipe, super().keys(work))
+
+
+class _Sides:
+    """passes.Keys; beside them, for each document whether it is held out, and the n-grams of those that are."""
+
+    def __init__(self, recipe: Recipe, texts: Keys) -> None:
+        self._recipe, self._texts = recipe, texts
         self._heldout: list[bool] = []
         self._grams, self._gram_rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
 
@@ -56,33 +63,49 @@ class Keys:
             self._grams.append(hashes)
             self._gram_rows.append(np.array([document.row for document in held], np.int64)[owners])
 
-    def arrays(self) -> Arrays:
+    def write(self, path: Path) -> None:
         grams, rows = np.concatenate(self._grams), np.concatenate(self._gram_rows)
-        return {**self._texts.arrays(), "heldout": np.array(self._heldout, bool), "grams": grams, "gram_rows": rows}
+        save(sides_file(path), heldout=np.array(self._heldout, bool), grams=grams, gram_rows=rows)
+        self._texts.write(path)
+
+
+def sides_file(keys: Path) -> Path:
+    """Beside a task's keys."""
+    return keys.with_suffix(".npz")
 
 
 def join(work: Work, phase: int) -> None:
     """Decide what becomes of each record; counts of duplicates go into the joined file."""
-    offsets = work.map_array("offsets")
+    recipe, offsets = work.plan().recipe, work.map_array("offsets")
+    labels = Holdout(recipe).labels(work, phase)
+    first = labels == np.arange(len(labels), dtype=labels.dtype)
     kinds = np.zeros(int(offsets[-1]), np.uint8)
-    texts = np.zeros(len(kinds), TEXT_HASH_DTYPE)
-    files = np.zeros(len(kinds), np.uint32)
+    given_away = np.zeros(len(kinds), bool)
+    in_training = np.zeros(len(labels), bool)  # of a cluster, by its first document
+    again, begin = Counter[int](), 0
     for task in work.tasks:
-        rows, text, heldout, file = load(work.scan_file(phase, task), "rows", "text", "heldout", "files")
-        kinds[offsets[task] + rows] = np.where(heldout, HELDOUT, TRAIN)
-        texts[offsets[task] + rows] = text
-        files[offsets[task] + rows] = file
-    dropped = []
-    if work.plan().recipe.dedup == "exact":
-        again = (kinds != DROPPED) & ~first_of_each(texts, kinds != DROPPED)
-        kinds[again] = DUPLICATE
-        numbers, counts = np.unique(files[again], return_counts=True)
-        dropped = [[int(file), "duplicate", int(count)] for file, count in zip(numbers, counts, strict=True)]
-    # Without exact de-duplication a text may stand on both sides: then it counts as training text.
-    work.save_array("given_away", shared_with(texts, kinds == HELDOUT, kinds == TRAIN))
+        rows, files = load(work.scan_file(phase, task), "rows", "files")
+        (heldout,) = load(sides_file(work.keys_file(phase, task)), "heldout")
+        own = slice(begin, begin + len(rows))
+        kind = np.where(heldout, HELDOUT, TRAIN).astype(np.uint8)
+        if recipe.dedup == "exact":
+            kind[~first[own]] = DUPLICATE
+            again.update(files[~first[own]].tolist())
+        kinds[int(offsets[task]) + rows.astype(np.int64)] = kind
+        in_training[labels[own][kind == TRAIN]] = True
+        begin += len(rows)
+    begin = 0
+    for task in work.tasks:  # without exact de-duplication a text may stand on both sides: it is training text then
+        (rows,) = load(work.scan_file(phase, task), "rows")
+        places = int(offsets[task]) + rows.astype(np.int64)
+        given_away[places] = (kinds[places] == HELDOUT) & in_training[labels[begin : begin + len(rows)]]
+        begin += len(rows)
+    work.save_array("given_away", given_away)
     work.save_array("kinds", kinds)
     work.save_array("grams", _heldout_grams(work, phase, kinds))
-    durable.replace(work.joined_file(phase), json.dumps({"dropped": dropped}).encode())
+    dropped = [[file, "duplicate", count] for file, count in sorted(again.items())]
+    found = sizes(labels) if recipe.dedup == "exact" else {}
+    durable.replace(work.joined_file(phase), json.dumps({"dropped": dropped, "clusters": found}).encode())
 
 
 def check_size(recipe: Recipe, input_bytes: int) -> None:
@@ -110,7 +133,7 @@ def _heldout_grams(work: Work, phase: int, kinds: npt.NDArray[np.uint8]) -> U64:
     kept = [np.empty(0, np.uint64)]
     offsets = work.map_array("offsets")
     for task in work.tasks:
-        grams, owners = load(work.scan_file(phase, task), "grams", "gram_rows")
+        grams, owners = load(sides_file(work.keys_file(phase, task)), "grams", "gram_rows")
         kept.append(grams[kinds[offsets[task] + owners] == HELDOUT])
     joined = np.concatenate(kept)
     kept.clear()
@@ -127,7 +150,8 @@ def survivors(
     The others are counted in `dropped` by file and reason. met: the n-grams that training text has, sorted.
     """
     rows = np.flatnonzero(work.of_task("kinds", task) == HELDOUT)
-    grams, gram_rows, scanned, files = load(work.scan_file(phase, task), "grams", "gram_rows", "rows", "files")
+    grams, gram_rows = load(sides_file(work.keys_file(phase, task)), "grams", "gram_rows")
+    scanned, files = load(work.scan_file(phase, task), "rows", "files")
     same = work.of_task("given_away", task)[rows].astype(bool)
     overlap, short = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     if work.plan().recipe.decontaminate_ngram:

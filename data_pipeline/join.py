@@ -9,7 +9,6 @@ import json
 from collections import Counter
 
 import numpy as np
-import numpy.typing as npt
 
 from data_pipeline import holdout, passes
 from data_pipeline.phases import phases
@@ -26,35 +25,43 @@ def join(work: Work, phase: int) -> None:
     if not phase:
         counts = [counts_of(work, phase, task) for task in work.tasks]
         offsets = np.cumsum([0, *(each.records.total() for each in counts)], dtype=np.int64)
-        dropped = Counter[str]()
+        bad = Counter[str]()
         for each in counts:
             for (_, reason), count in each.dropped.items():
-                dropped[reason] += count
-        check_bad_share(dropped, int(offsets[-1]), recipe.max_bad_share, recipe.max_bad_run)
+                bad[reason] += count
+        check_bad_share(bad, int(offsets[-1]), recipe.max_bad_share, recipe.max_bad_run)
         work.save_array("offsets", offsets)
     ends = phases(recipe)[phase].ends
     if ends is None:
         holdout.join(work, phase)
         return
     offsets = work.map_array("offsets")
-    pairs = [load(work.scan_file(phase, task), "rows", "files") for task in work.tasks]
-    rows: list[npt.NDArray[np.int64]] = [pair[0] for pair in pairs]
-    left = passes.of(ends).left(work, phase, rows)
+    left, sizes = passes.of(ends).left(work, phase)
     alive = np.zeros(int(offsets[-1]), bool)
-    alive[np.concatenate([offsets[task] + own for task, own in zip(work.tasks, rows, strict=True)])] = left
+    gone, begin = Counter[int](), 0
+    for task in work.tasks:
+        rows, files = load(work.scan_file(phase, task), "rows", "files")
+        own = left[begin : begin + len(rows)]
+        alive[int(offsets[task]) + rows.astype(np.int64)] = own
+        gone.update(files[~own].tolist())
+        begin += len(rows)
     work.save_array(f"alive-{phase}", alive)
-    files, numbers = np.unique(np.concatenate([pair[1] for pair in pairs])[~left], return_counts=True)
     reason = passes.of(ends).reason
-    gone = [[int(file), reason, int(count)] for file, count in zip(files, numbers, strict=True)]
-    durable.replace(work.joined_file(phase), json.dumps({"dropped": gone}).encode())
+    dropped = [[file, reason, count] for file, count in sorted(gone.items())]
+    durable.replace(work.joined_file(phase), json.dumps({"dropped": dropped, "clusters": sizes}).encode())
 
 
 def part(work: Work, number: int, phase: int) -> Done:
     """One part of the pass that `phase` ends with: any process may do it."""
-    ends = phases(work.plan().recipe)[phase].ends
-    assert ends is not None
-    passes.of(ends).part(work, phase, number)
+    if not work.part_file(phase, number).exists():
+        pass_at_end_of(work, phase).part(work, phase, number)
     return Done(0, 0)
+
+
+def pass_at_end_of(work: Work, phase: int) -> passes.Pass:
+    recipe = work.plan().recipe
+    ends = phases(recipe)[phase].ends
+    return passes.of(ends) if ends else holdout.Holdout(recipe)
 
 
 def counts_of(work: Work, phase: int, task: int) -> Counts:

@@ -1,27 +1,33 @@
-"""Passes over the whole corpus: keys of each document in its task, then a decision over all of them.
+"""Passes over the whole corpus: something about each document, told by its task; then a decision over all of them.
 
-    scan:   keys() of what the phase's steps left, saved beside its rows
-    parts:  if a pass has any, each is work that any process may do, any number of times
-    left:   bool of every row that came in: whether it goes on
+    scan:   keys() is told what the phase's steps left, and writes a file beside the scan's
+    parts:  work between tasks that any process may do, any number of times
+    left:   bool of every document that was scanned: whether it goes on
 
-Of documents that say the same the first in pinned order stays. So nothing depends on workers or time.
+Of documents that are the same the first in pinned order stays. So nothing depends on workers or time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data_pipeline.dedup import TEXT_HASH_DTYPE, first_of_each
+from data_pipeline.clusters import Labels, clusters, sizes
 from data_pipeline.document import Document
+from data_pipeline.keys import TEXT_KEY, read_edges, write_edges, write_keys
+from data_pipeline.line_dedup import LineCounts, RepeatedLines, write_verdicts
+from data_pipeline.minhash import signatures
 from data_pipeline.plan import Work, load
 from data_pipeline.registry import Entry
 
-Arrays = dict[str, npt.NDArray[Any]]
+PARTITION_BYTES = 1 << 34
+"""Of input, for each part that a band of keys or the lines are cut into, up to MAX_PARTITIONS."""
+MAX_PARTITIONS = 64
 
 
 class Keys(Protocol):
@@ -29,67 +35,158 @@ class Keys(Protocol):
 
     def add(self, documents: Sequence[Document]) -> None: ...
 
-    def arrays(self) -> Arrays: ...
+    def write(self, path: Path) -> None: ...
 
 
 class Pass(Protocol):
+    name: str
     reason: str
     """Of the documents that it takes out."""
+    changes_texts: bool
+    """Whether `step` does something to what is left."""
 
-    def keys(self, work: Work, phase: int, task: int) -> Keys: ...
+    def keys(self, work: Work) -> Keys: ...
 
-    def parts(self, work: Work) -> range:
-        """Work between the scans and the decision."""
-        ...
+    def parts(self, work: Work) -> range: ...
 
     def part(self, work: Work, phase: int, number: int) -> None: ...
 
-    def left(self, work: Work, phase: int, rows: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
-        """bool [all of `rows`, task after task]: what goes on. rows: of each task, what its scan left."""
+    def left(self, work: Work, phase: int) -> tuple[npt.NDArray[np.bool_], dict[int, int]]:
+        """(bool [documents scanned, task after task], clusters of the same by size)."""
+        ...
+
+    def step(self, work: Work, phase: int, task: int) -> Callable[[Iterable[Document]], Iterator[Document]]:
+        """What the next phase does first with the documents of a task, if the pass changes texts."""
         ...
 
 
-class TextHashes:
-    """xxh3_128 of each text."""
-
-    def __init__(self) -> None:
-        self._digests = bytearray()
-
-    def add(self, documents: Sequence[Document]) -> None:
-        for document in documents:
-            self._digests += xxhash.xxh3_128_digest(document.text.encode())
-
-    def arrays(self) -> Arrays:
-        hashes = np.empty(len(self._digests) // 16, TEXT_HASH_DTYPE)
-        hashes["high"], hashes["low"] = np.frombuffer(bytes(self._digests), ">u8").reshape(-1, 2).T
-        return {"text": hashes}
-
-
-class ExactDedup:
-    """Of documents with the same text (xxh3_128) the first in pinned order stays."""
-
-    reason = "duplicate"
-
-    def keys(self, work: Work, phase: int, task: int) -> Keys:
-        return TextHashes()
-
-    def parts(self, work: Work) -> range:
-        return range(0)
-
-    def part(self, work: Work, phase: int, number: int) -> None:
-        raise AssertionError("it has no parts")
-
-    def left(self, work: Work, phase: int, rows: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
-        hashes = np.concatenate([load(work.scan_file(phase, task), "text")[0] for task in work.tasks])
-        return first_of_each(hashes, np.ones(len(hashes), bool))
-
-
 def exact_dedup(work: None) -> Pass:
-    """Take out every document whose text stood earlier in the input."""
-    return ExactDedup()
+    """Take out every document whose text (xxh3_128 of it) stood earlier in the input."""
+    return SameKey("duplicate", 1, lambda texts: text_keys(texts))
+
+
+def minhash_dedup(work: None, *, bands: int = 14, rows: int = 8, ngram: int = 5) -> Pass:
+    """Take out every document that says nearly what an earlier one says: MinHash with LSH (minhash.py).
+
+    bands, rows: pairs of Jaccard similarity s are found with probability 1 - (1 - s^rows)^bands; ngram: words of a
+    shingle. The defaults are FineWeb's. Documents that are linked through others are one cluster, of which the first
+    stays.
+    """
+    return SameKey("near_duplicate", bands, lambda texts: signatures(texts, bands=bands, rows=rows, ngram=ngram))
+
+
+def line_dedup(work: None, *, min_characters: int = 20, min_count: int = 2) -> Pass:
+    """Take out lines that stood earlier in the corpus, and documents of which nothing is left (line_dedup.py).
+
+    min_characters: of a line that counts; min_count: as often a line must stand there before all but its first go.
+    """
+    return SameLine(min_characters, min_count)
 
 
 def of(entry: Entry) -> Pass:
     """The pass that an entry of a recipe means."""
     made: Pass = entry.function(None, **entry.parameters)
     return made
+
+
+def partitions(work: Work) -> int:
+    return min(1 + work.plan().inputs.bytes // PARTITION_BYTES, MAX_PARTITIONS)
+
+
+def text_keys(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """TEXT_KEY [texts, 1]: xxh3_128 of each."""
+    digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts)
+    return np.frombuffer(digests, TEXT_KEY).reshape(-1, 1)
+
+
+class SameKey:
+    """Documents are the same if they have a key in common in some band; clusters of them are one document."""
+
+    name = "documents"
+    changes_texts = False
+
+    def __init__(self, reason: str, bands: int, keys_of: Callable[[Sequence[str]], npt.NDArray[Any]]) -> None:
+        """keys_of: texts to keys [texts, bands]."""
+        self.reason = reason
+        self._bands, self._keys_of = bands, keys_of
+
+    def keys(self, work: Work) -> Keys:
+        return _BandKeys(self._keys_of, partitions(work))
+
+    def parts(self, work: Work) -> range:
+        return range(self._bands * partitions(work))
+
+    def part(self, work: Work, phase: int, number: int) -> None:
+        files, offsets = _scanned(work, phase)
+        band, partition = divmod(number, partitions(work))
+        write_edges(work.part_file(phase, number), files, offsets, band, partition)
+
+    def labels(self, work: Work, phase: int) -> Labels:
+        """[documents scanned]: the first document of each one's cluster."""
+        files, offsets = _scanned(work, phase)
+        edges = [work.part_file(phase, number) for number in self.parts(work)]
+        return clusters(int(offsets[-1]), read_edges(files, offsets, edges))
+
+    def left(self, work: Work, phase: int) -> tuple[npt.NDArray[np.bool_], dict[int, int]]:
+        labels = self.labels(work, phase)
+        return labels == np.arange(len(labels), dtype=labels.dtype), sizes(labels)
+
+    def step(self, work: Work, phase: int, task: int) -> Callable[[Iterable[Document]], Iterator[Document]]:
+        raise AssertionError("it changes no text")
+
+
+class _BandKeys:
+    def __init__(self, keys_of: Callable[[Sequence[str]], npt.NDArray[Any]], parts: int) -> None:
+        self._keys_of, self._parts = keys_of, parts
+        self._found = [keys_of([])]
+
+    def add(self, documents: Sequence[Document]) -> None:
+        self._found.append(self._keys_of([document.text for document in documents]))
+
+    def write(self, path: Path) -> None:
+        write_keys(path, np.concatenate(self._found), self._parts)
+
+
+class SameLine:
+    """Lines are the same if their words are; all but the first of each go."""
+
+    name = "lines"
+    reason = "line_dedup/nothing_left"
+    changes_texts = True
+
+    def __init__(self, min_characters: int, min_count: int) -> None:
+        self._min_characters, self._min_count = min_characters, min_count
+
+    def keys(self, work: Work) -> Keys:
+        return _LineKeys(LineCounts(self._min_characters), partitions(work))
+
+    def parts(self, work: Work) -> range:
+        return range(partitions(work))
+
+    def part(self, work: Work, phase: int, number: int) -> None:
+        files, _ = _scanned(work, phase)
+        write_verdicts(work.part_file(phase, number), files, number, min_count=self._min_count)
+
+    def left(self, work: Work, phase: int) -> tuple[npt.NDArray[np.bool_], dict[int, int]]:
+        return np.ones(int(_scanned(work, phase)[1][-1]), bool), {}
+
+    def step(self, work: Work, phase: int, task: int) -> Callable[[Iterable[Document]], Iterator[Document]]:
+        verdicts = [work.part_file(phase, number) for number in self.parts(work)]
+        return RepeatedLines(work.keys_file(phase, task), verdicts, task).step
+
+
+class _LineKeys:
+    def __init__(self, counts: LineCounts, parts: int) -> None:
+        self._counts, self._parts = counts, parts
+
+    def add(self, documents: Sequence[Document]) -> None:
+        self._counts.add([document.text for document in documents])
+
+    def write(self, path: Path) -> None:
+        self._counts.write(path, self._parts)
+
+
+def _scanned(work: Work, phase: int) -> tuple[list[Path], npt.NDArray[np.int64]]:
+    """(file of keys of each task, documents scanned before each task and in all)."""
+    counts = [int(load(work.scan_file(phase, task), "count")[0]) for task in work.tasks]
+    return [work.keys_file(phase, task) for task in work.tasks], np.cumsum([0, *counts], dtype=np.int64)

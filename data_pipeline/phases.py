@@ -4,7 +4,7 @@
     phase 1:  texts that pass 0 left -> steps -> keys of pass 1 ...
     last:     ... -> keys of the last pass, holdout.py's, which every recipe ends with
 
-A phase without steps stores nothing: the next one reads what it read.
+A phase that changes no text stores nothing: the next one reads what it read.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from data_pipeline.text_store import read_texts
 @dataclass(frozen=True)
 class Phase:
     steps: tuple[Entry, ...]
+    begins: Entry | None
+    """The pass over the corpus before it; None for the first phase."""
     ends: Entry | None
-    """The pass over the corpus that it ends with; None for the last phase."""
+    """The pass that it ends with; None for the last phase, which ends with holdout.py's."""
 
     @property
     def title(self) -> str:
@@ -42,13 +44,19 @@ def phases(recipe: Recipe) -> list[Phase]:
     """At least one; steps and passes in the recipe's order."""
     found: list[Phase] = []
     steps: list[Entry] = []
+    before: Entry | None = None
     for entry in entries(recipe.steps):
         if entry.is_pass:
-            found.append(Phase(tuple(steps), entry))
-            steps = []
+            found.append(Phase(tuple(steps), before, entry))
+            steps, before = [], entry
         else:
             steps.append(entry)
-    return [*found, Phase(tuple(steps), None)]
+    return [*found, Phase(tuple(steps), before, None)]
+
+
+def stores(phase: Phase) -> bool:
+    """Whether its texts differ from those it began with, so that they have to be kept."""
+    return bool(phase.steps) or (phase.begins is not None and passes.of(phase.begins).changes_texts)
 
 
 def documents(
@@ -81,7 +89,7 @@ def documents(
 def source(work: Work, phase: int, task: int) -> Iterator[Document]:
     """What is read at the beginning of `phase`: the texts stored last, or the input where none were; all rows of it."""
     before = phases(work.plan().recipe)[:phase]
-    stored = max((number for number, earlier in enumerate(before) if earlier.steps), default=None)
+    stored = max((number for number, earlier in enumerate(before) if stores(earlier)), default=None)
     return _input(work, task) if stored is None else read_texts(work.text_file(stored, task))
 
 

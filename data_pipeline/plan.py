@@ -82,6 +82,14 @@ class Work:
         """Of a task that is through with a phase: its rows that are left, the next pass's keys, counts."""
         return self.directory / f"scan-{phase}-{task:05d}.npz"
 
+    def keys_file(self, phase: int, task: int) -> Path:
+        """What the pass at the end of the phase wants to know of the task's documents."""
+        return self.directory / f"keys-{phase}-{task:05d}.bin"
+
+    def part_file(self, phase: int, number: int) -> Path:
+        """Of a part of that pass."""
+        return self.directory / f"part-{phase}-{number:05d}.bin"
+
     def text_file(self, phase: int, task: int) -> Path:
         """The texts that the phase's steps left."""
         return self.directory / f"texts-{phase}-{task:05d}.zst"

@@ -32,6 +32,8 @@ STEPS: dict[str, str] = {}
 """name -> module:function of the steps of ours."""
 PASSES: dict[str, str] = {
     "exact_dedup": "data_pipeline.passes:exact_dedup",
+    "line_dedup": "data_pipeline.passes:line_dedup",
+    "minhash_dedup": "data_pipeline.passes:minhash_dedup",
 }
 """name -> module:function whose keyword parameters are the pass's settings."""
 

@@ -20,12 +20,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_pipeline import passes
 from data_pipeline.document import Document, through
 from data_pipeline.finish import finish
 from data_pipeline.holdout import check_size
 from data_pipeline.inputs import Inputs, pin
-from data_pipeline.join import join, part
+from data_pipeline.join import join, part, pass_at_end_of
 from data_pipeline.phases import Phase, phases
 from data_pipeline.pipeline import Recipe, check, fields, is_heldout
 from data_pipeline.plan import Plan, Work
@@ -143,9 +142,8 @@ def _phase(pool: Workers, work: Work, number: int, phase: Phase) -> None:
         check_quarantine(work)
     if work.joined_file(number).exists():
         return
-    if phase.ends:
-        for _ in pool.each(functools.partial(part, phase=number), work, passes.of(phase.ends).parts(work)):
-            pass
+    for _ in pool.each(functools.partial(part, phase=number), work, pass_at_end_of(work, number).parts(work)):
+        pass
     join(work, number)
 
 

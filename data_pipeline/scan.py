@@ -21,7 +21,7 @@ from data_pipeline import holdout, passes
 from data_pipeline.clock import Clock
 from data_pipeline.document import Document, through
 from data_pipeline.inputs import DamagedInput
-from data_pipeline.phases import documents, phases
+from data_pipeline.phases import documents, phases, stores
 from data_pipeline.plan import Work, as_array, save
 from data_pipeline.progress import Done
 from data_pipeline.registry import steps_of
@@ -74,11 +74,16 @@ def scan(work: Work, task: int, phase: int) -> Done:
 def _scan(work: Work, task: int, phase: int) -> Done:
     plan = work.plan()
     current = phases(plan.recipe)[phase]
-    keys = passes.of(current.ends).keys(work, phase, task) if current.ends else holdout.Keys(plan.recipe)
-    counts, rows, files = Counts(), [], []
-    clock = Clock()
+    ends = passes.of(current.ends) if current.ends else holdout.Holdout(plan.recipe)
+    keys = ends.keys(work)
+    counts, clock = Counts(), Clock()
+    rows: list[int] = []
+    files: list[int] = []
+    steps = steps_of(current.steps, clock)
+    if current.begins and passes.of(current.begins).changes_texts:
+        steps.insert(0, passes.of(current.begins).step(work, phase - 1, task))
     with contextlib.ExitStack() as stack:
-        texts = stack.enter_context(TextWriter(work.text_file(phase, task))) if current.steps else None
+        texts = stack.enter_context(TextWriter(work.text_file(phase, task))) if stores(current) else None
         show = stack.enter_context(lines_writer(work.dropped_file(phase, task)))
 
         def read() -> Iterator[Document]:
@@ -87,7 +92,7 @@ def _scan(work: Work, task: int, phase: int) -> Done:
                 yield document
 
         def kept() -> Iterator[Document]:
-            for document in through(read(), steps_of(current.steps, clock), Counter(), show, clock):
+            for document in through(read(), steps, Counter(), show, clock):
                 if document.dropped:
                     counts.dropped[document.file, document.dropped] += 1
                 else:
@@ -95,7 +100,7 @@ def _scan(work: Work, task: int, phase: int) -> Done:
                     yield document
 
         for batch in batches(kept()):
-            with clock.part(f"keys of {current.ends.name if current.ends else 'holdout'}"):
+            with clock.part(f"keys of {ends.name}"):
                 keys.add(batch)
             with clock.part("store"):
                 for document in batch:
@@ -103,11 +108,13 @@ def _scan(work: Work, task: int, phase: int) -> Done:
                     files.append(document.file)
                     if texts:
                         texts.write(document)
+    with clock.part(f"keys of {ends.name}"):
+        keys.write(work.keys_file(phase, task))
     save(
         work.scan_file(phase, task),
         counts=as_array(counts.to_json()),
-        rows=np.array(rows, np.int64),
+        count=np.array(len(rows)),
+        rows=np.array(rows, np.uint32),
         files=np.array(files, np.uint32),
-        **keys.arrays(),
     )
     return Done(plan.task_input_bytes(task), counts.records.total())

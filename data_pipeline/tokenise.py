@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipeline.dedup import NgramSet, ngram_hashes
 from data_pipeline.document import Document, drop
 from data_pipeline.holdout import DUPLICATE, HELDOUT, TRAIN
+from data_pipeline.ngrams import ngram_hashes
+from data_pipeline.overlap import NgramSet
 from data_pipeline.phases import phases, source
 from data_pipeline.plan import Work, as_array, save, tokenizer_of
 from data_pipeline.progress import Done

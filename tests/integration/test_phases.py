@@ -14,11 +14,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 
 from data_pipeline import holdout
+from data_pipeline.clusters import clusters
 from data_pipeline.document import Document, change, drop
+from data_pipeline.minhash import signatures
 from data_pipeline.pipeline import Recipe
 from data_pipeline.run import prepare
 from fmscale.corpus.manifest import Manifest
@@ -231,3 +234,40 @@ def test_no_more_is_held_out_than_workers_can_hold(raw: Path, tmp_path: Path, mo
     monkeypatch.setattr("data_pipeline.run.check_size", lambda recipe, size: None)
     with pytest.raises(DataError, match=r"more is held out than can be compared.*\n.*100 n-grams"):
         make(raw, tmp_path / "c", **changes)
+
+
+def test_near_duplicates_and_repeated_lines_go(raw: Path, tmp_path: Path) -> None:
+    """A recipe of every pass: what MinHash and lines take out is what their own modules say of all texts at once."""
+    directory = tmp_path / "near"
+    directory.mkdir()
+    menu = "Home | About us | Contact the editors | Legal notice"
+    rng = np.random.default_rng(0)
+    texts: list[str] = []
+    for number in range(240):
+        words = unlike(number, 120).split()
+        if number % 4 == 3 and "\n" in texts[-1]:  # nearly the one before: two words in a hundred
+            words = texts[-1].splitlines()[1].split()
+            for place in rng.integers(0, len(words), 2):
+                words[place] = "changed"
+        texts.append(f"{menu}\n{' '.join(words)}" if number % 6 else menu)
+    for part in range(3):
+        lines = [json.dumps({"id": f"d{n}", "text": texts[n]}) for n in range(80 * part, 80 * part + 80)]
+        (directory / f"{part}.jsonl").write_text("\n".join(lines))
+    steps = ["exact_dedup", "line_dedup", {"minhash_dedup": {"bands": 20, "rows": 5}}]
+    changes: dict[str, Any] = {"steps": steps, "heldout_by": "document", "keep_dropped": True}
+    manifest = make(directory, tmp_path / "c", **changes)
+    exact = list(dict.fromkeys(texts))
+    stripped = [text.removeprefix(f"{menu}\n") if at else text for at, text in enumerate(exact)]
+    keys = signatures(stripped, bands=20, rows=5)
+    edges = [(a, b) for b in range(len(stripped)) for a in range(b) if (keys[a] == keys[b]).any()]
+    labels = clusters(len(stripped), [np.array(edges, np.uint64).reshape(-1, 2)])
+    near = int((labels != np.arange(len(labels))).sum())
+    assert near > 20
+    dropped = manifest.counts["dropped"]
+    assert {reason: dropped[reason] for reason in ("duplicate", "near_duplicate")} == {
+        "duplicate": len(texts) - len(exact),
+        "near_duplicate": near,
+    }
+    assert manifest.counts["changed"]["line_dedup/lines"] == len(exact) - 1
+    again = make(directory, tmp_path / "d", **changes, task_bytes=1 << 20)
+    assert again.counts == manifest.counts, "tasks decide nothing"

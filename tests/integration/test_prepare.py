@@ -21,9 +21,9 @@ import numpy as np
 import psutil
 import pytest
 
-from data_pipeline.dedup import ngram_hashes
 from data_pipeline.document import Document, text_id
 from data_pipeline.inputs import pin
+from data_pipeline.ngrams import ngram_hashes
 from data_pipeline.pipeline import Recipe, is_heldout
 from data_pipeline.plan import Plan, Work
 from data_pipeline.run import prepare, train_tokenizer
@@ -237,7 +237,7 @@ while True:
     if not os.WIFSIGNALED(status):
         break
     kills += 1
-    now = dict((path.name, path.stat().st_mtime_ns) for path in work.glob("*/*-*.npz"))
+    now = dict((path.name, path.stat().st_mtime_ns) for path in work.glob("*/[sw]*-*.npz"))
     assert done.items() <= now.items(), "what was done is not done again"
     done = now
 print(kills, len(done), status)

@@ -108,7 +108,7 @@ def read_ours(rank: int, world: int, config: Config, run_dirs: list[Path], times
     def resume(run_dir: Path) -> None:
         store = CheckpointStore(run_dir / "checkpoints")
         reader = store.open(next(iter(store.candidates())))
-        reader.verify_share(rank, world)
+        reader.verify(engine.wanted())
         torch.distributed.barrier()
         engine.load_fragments(reader.read)
 

@@ -14,9 +14,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import xxhash
+from typing import Any, Protocol
 
 from fmscale.errors import ConfigError
 from fmscale.s3_request import Patience, check_url, code_of, status_of
@@ -26,6 +24,16 @@ PART_BYTES = 16 << 20
 MAX_PARTS = 10_000
 SLOWEST = 64 << 10
 """Bytes a second below which a server counts as stalled."""
+
+
+class Check(Protocol):
+    """Knows what a file must be. This is the whole surface."""
+
+    def update(self, data: bytes) -> None:
+        """The next bytes of it."""
+
+    def holds(self) -> bool:
+        """Whether those were all of them, and right."""
 
 
 class Bucket:
@@ -96,15 +104,14 @@ class Bucket:
         there = self.get(key)
         return None if there == content else there if there is not None else b""
 
-    def put_file(self, key: str, path: Path, size: int, digest: str) -> bool:
-        """Write the file at `path`; False, and nothing is written, if it has not this size and xxh3_128 any more."""
-        hasher = xxhash.xxh3_128()
+    def put_file(self, key: str, path: Path, size: int, check: Check) -> bool:
+        """Write the file at `path`; False, and nothing is written, if it has not this size or does not pass `check`."""
         part_bytes = max(self._part_bytes, math.ceil(size / MAX_PARTS))
         with open(path, "rb") as file:
             if size <= part_bytes:
                 content = file.read(size + 1)
-                hasher.update(content)
-                if good := (len(content) == size and hasher.hexdigest() == digest):
+                check.update(content)
+                if good := (len(content) == size and check.holds()):
                     self._patience.run("write", key, lambda: self._put(key, content))
                 return good
             names = self._names(key)
@@ -115,9 +122,9 @@ class Bucket:
             parts: list[dict[str, Any]] = []
             try:
                 while content := file.read(part_bytes):
-                    hasher.update(content)
+                    check.update(content)
                     parts.append(self._patience.run("write", key, lambda: self._part(names, len(parts) + 1, content)))
-                if good := (file.tell() == size and hasher.hexdigest() == digest):
+                if good := (file.tell() == size and check.holds()):
                     self._patience.run("write", key, lambda: self._complete(key, names, parts, size))
             except BaseException:
                 self._abort(names)
@@ -182,18 +189,16 @@ class Bucket:
 
         return self._patience.run("read", key, call)
 
-    def fetch(self, key: str, path: Path, size: int) -> str:
-        """Write the object, of `size` bytes, to the new file `path`, fsynced: its xxh3_128."""
-        hasher = xxhash.xxh3_128()
+    def fetch(self, key: str, path: Path, size: int, check: Check) -> None:
+        """Write the object, of `size` bytes, to the new file `path`, fsynced. `check` sees the bytes pass; ask it."""
         with open(path, "xb") as file:
             for start in range(0, size, self._part_bytes):
                 span = f"bytes={start}-{min(size, start + self._part_bytes) - 1}"
                 block = self._patience.run("read", key, functools.partial(self._read_range, key, span))
-                hasher.update(block)
+                check.update(block)
                 file.write(block)
             file.flush()
             os.fsync(file.fileno())
-        return hasher.hexdigest()
 
     def _read_range(self, key: str, span: str) -> bytes:
         return self._read(self._call("get_object", **self._names(key), Range=span))
@@ -241,4 +246,4 @@ def _loader() -> Any:
 
 
 _CHECKED = {"ChecksumAlgorithm": "SHA256"}
-"""The server compares the bytes that came with this; whether they are the right ones, xxh3_128 says."""
+"""The server compares the bytes that came with this; whether they are the right ones, a `Check` says."""

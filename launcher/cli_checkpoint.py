@@ -193,5 +193,5 @@ def _opened(directory: Path) -> CheckpointReader:
 
 def _verified(directory: Path) -> CheckpointReader:
     reader = _opened(directory)
-    reader.verify_share(0, 1)
+    reader.verify()
     return reader

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import xxhash
 
+from fmscale.durable import canonical_json
+from fmscale.observe.terms import digest
+from fmscale.training import parts
+from fmscale.training.block_file import write_blocks
 from fmscale.training.checkpoint import CheckpointStore
-from fmscale.training.checkpoint_format import KINDS, Commit
+from fmscale.training.checkpoint_format import KINDS, MARKER, Commit, read_commit
+from fmscale.training.fragment_file import Range
 from fmscale.training.lease import Lease
 
 SHAPES: dict[str, tuple[int, ...]] = {"embedding": (7, 3), "norm": (5,), "scalar": (), "head": (2, 3, 4)}
+
+
+RANGES: list[Range] = [(param, kind, 0, int(np.prod(SHAPES[param], dtype=int))) for param in SHAPES for kind in KINDS]
+"""All of it."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,12 @@ def deal(step: int, world: int, cuts: dict[str, Sequence[int]] | None = None) ->
     return ranks
 
 
+def ranges_of(reader: int, readers: int) -> list[Range]:
+    """What falls to one of `readers` ranks that share each parameter evenly, as ZeRO 3's do."""
+    cuts = [(param, kind, *(numel * r // readers for r in (reader, reader + 1))) for param, kind, _, numel in RANGES]
+    return [(param, kind, start, stop - start) for param, kind, start, stop in cuts if start < stop]
+
+
 def store_of(run_dir: Path) -> CheckpointStore:
     return CheckpointStore(run_dir / "checkpoints")
 
@@ -84,6 +103,30 @@ def two_checkpoints(run_dir: Path) -> tuple[Commit, Commit]:
     term = start(run_dir)
     old = save(run_dir, 10, term, None)
     return old, save(run_dir, 20, term, old.name)
+
+
+def blocks_of(size: int, patch: pytest.MonkeyPatch) -> None:
+    """Data files that are written from now on have a hash for each `size` bytes."""
+    patch.setattr(parts, "write_blocks", functools.partial(write_blocks, block_bytes=size))
+
+
+def made_format_1(directory: Path) -> Commit:
+    """The checkpoint as a program wrote it that knew format 1 only: one hash for each data file."""
+    marker, ranks = directory / MARKER, []
+    for path in sorted(directory.glob("rank-*.json")):
+        data = path.with_suffix(".safetensors")
+        fields = {**json.loads(path.read_bytes()), "version": 1, "data": _one_hash(data)}
+        path.write_bytes(canonical_json(fields))
+        ranks.append(_one_hash(path))
+    fields = {**json.loads(marker.read_bytes()), "version": 1, "ranks": ranks}
+    del fields["commit_hash"]
+    marker.write_bytes(canonical_json({**fields, "commit_hash": digest(fields)}))
+    return read_commit(directory)
+
+
+def _one_hash(path: Path) -> dict[str, Any]:
+    content = path.read_bytes()
+    return {"file": path.name, "bytes": len(content), "hash": xxhash.xxh3_128_hexdigest(content)}
 
 
 def assert_holds(run_dir: Path, commit: Commit) -> None:

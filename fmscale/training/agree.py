@@ -1,14 +1,15 @@
-"""All ranks of a run start from the same checkpoint, and each byte of it has been read by one of them.
+"""All ranks of a run start from the same checkpoint, and each has hashed what it will read of it.
 
-Rank 0 offers the commits of the run's history, newest first, or the one to roll back to. Each rank hashes its share of
-the files; the first commit that every rank finds intact is taken, and the others are passed over loudly. One of the
-fast tier is brought into the run directory first, so that a run never goes on from anything outside it.
+Rank 0 offers the commits of the run's history, newest first, or the one to roll back to. Each rank checks all JSONs,
+and the blocks that hold its own part of the state: between them every byte. The first commit that every rank finds
+intact is taken, and the others are passed over loudly. One of the fast tier is brought into the run directory first, so
+that a run never goes on from anything outside it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,8 +19,10 @@ from fmscale.config import Config
 from fmscale.errors import CheckpointError, MachineError
 from fmscale.observe.events import EventLog
 from fmscale.training.checkpoint import CheckpointStore
-from fmscale.training.checkpoint_format import MARKER, Commit
+from fmscale.training.checkpoint_format import MARKER, Commit, DamagedError
+from fmscale.training.checkpoint_reader import CheckpointReader
 from fmscale.training.fast_tier import FastTier
+from fmscale.training.fragment_file import Range
 from fmscale.training.history import checkpoint_names
 from fmscale.training.restore import bring_back
 
@@ -40,12 +43,14 @@ def agree_on_checkpoint(
     rank: int,
     world: int,
     control: dist.ProcessGroup,
+    wanted: Sequence[Range],
     fast: FastTier | None = None,
-) -> Commit | None:
+) -> CheckpointReader | None:
     """The newest commit of the run's lineage that holds for all of `control`; None: the run never had one.
 
-    It stands in the run directory, wherever it was found. Raises CheckpointError, on every rank, where there were some
-    in the run directory and none holds, or the one to roll back to does not.
+    It stands in the run directory, wherever it was found. wanted: what this rank will read of it, which has been hashed
+    then. Raises CheckpointError, on every rank, where there were some in the run directory and none holds, or the one
+    to roll back to does not; and where it does not have what is wanted.
     """
     if config.checkpoint.remote:
         bring_back(config, store, rank, world, control, os.environ.get(ROLL_BACK))
@@ -67,28 +72,34 @@ def agree_on_checkpoint(
             assert fast is not None, "rank 0 has a fast tier, so all have"
             problem = _first_problem(control, partial(fast.copy_share, commit, rank, world))
             problem = problem or _first_problem(control, partial(fast.publish, commit, rank))
-            if problem and rank == 0:
-                fast.give_up(commit)
-        else:
-            problem = _first_problem(control, partial(_verify_share, store, commit, rank, world))
             if problem:
-                refused.append(commit.name)
+                if warn:
+                    fast.give_up(commit)
+                    warn(f"{commit.name} is passed over in the fast tier: {problem}")
+                continue
+        readers: list[CheckpointReader] = []
+        problem = _first_problem(control, partial(_open_verified, store, commit, wanted, readers))
         if not problem:
-            return commit
+            return readers[0]
+        refused.append(commit.name)
         if warn:
-            warn(f"{commit.name} is passed over{' in the fast tier' * offer.fast}: {problem}")
+            warn(f"{commit.name} is passed over: {problem}")
 
 
-def _verify_share(store: CheckpointStore, commit: Commit, rank: int, world: int) -> None:
-    store.open(commit).verify_share(rank, world)
+def _open_verified(
+    store: CheckpointStore, commit: Commit, wanted: Sequence[Range], readers: list[CheckpointReader]
+) -> None:
+    reader = store.open(commit)
+    reader.verify(wanted)
+    readers.append(reader)
 
 
 def _first_problem(control: dist.ProcessGroup, work: Callable[[], None]) -> str:
-    """Of all ranks that do `work`; empty if they all could."""
+    """Of all ranks that do `work`; empty if they all could. What is no damage ends the run."""
     mine = ""
     try:
         work()
-    except (CheckpointError, MachineError) as error:
+    except (DamagedError, MachineError) as error:
         mine = str(error)
     problems = [mine] * dist.get_world_size(control)
     dist.all_gather_object(problems, mine, group=control)

@@ -43,7 +43,7 @@ def export_deepspeed(reader: CheckpointReader, out: Path, progress: Callable[[in
     ConfigError where `out` exists, MachineError where there is no room. `out` appears whole or not at all.
     """
     _require_free(out)
-    reader.verify_share(0, 1)
+    reader.verify()
     size = reader.bytes
     if (free := shutil.disk_usage(out.absolute().parent).free) < size:
         raise MachineError(

@@ -1,15 +1,17 @@
-"""What a checkpoint directory holds and what must agree before it is believed. Format 1; docs/checkpoint.md.
+"""What a checkpoint directory holds and what must agree before it is believed. Format 2; docs/checkpoint.md.
 
     step-00001000.t0003/rank-00000.safetensors    flat fragments of one rank
-                        rank-00000.json           names that file with size and hash, and its fragments
+                        rank-00000.json           names that file with size and its blocks' hashes, and its fragments
                         COMMIT.json               names every rank's JSON with size and hash, and hashes itself
 
 So each byte is under a hash: COMMIT.json under its own (and it must be its own canonical form to the byte), the rank
-JSONs under COMMIT.json, the tensors under the rank JSONs. Hashes are xxh3_128: they find damage, not malice.
+JSONs under COMMIT.json, the tensors under the rank JSONs. Hashes are xxh3_128: they find damage, not malice. In format
+1 a data file had one hash, whatever its size: to this code it is a file of one block.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -23,13 +25,18 @@ import numpy as np
 from fmscale.durable import canonical_json
 from fmscale.errors import CheckpointError
 from fmscale.observe.terms import digest
-from fmscale.training.block_file import FileRecord, hash_file
+from fmscale.training.file_record import FileRecord, hash_file
 from fmscale.training.fragment_file import FragmentRecord
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, VERSION)
 RANK_FORMAT, COMMIT_FORMAT = "fmscale-checkpoint-rank", "fmscale-checkpoint"
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 MARKER = "COMMIT.json"
+
+
+class DamagedError(CheckpointError):
+    """A file of a checkpoint is missing, foreign or not as it was written: another checkpoint may hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,16 +48,31 @@ class RankRecord:
     rank: int
     data: FileRecord
     fragments: tuple[FragmentRecord, ...]
+    version: int = VERSION
 
     def to_bytes(self) -> bytes:
-        return canonical_json({"format": RANK_FORMAT, "version": VERSION, **asdict(self)})
+        return canonical_json({"format": RANK_FORMAT, **asdict(self), "data": self.data.to_json()})
+
+    def starts(self) -> dict[str, int]:
+        """Kind -> byte of the data file at which its tensor begins: they lie end to end behind the header, in the
+        order in which `fragments` first names them."""
+        lengths: dict[str, int] = {}
+        for f in self.fragments:
+            lengths[f.kind] = lengths.get(f.kind, 0) + 4 * f.numel
+        header = self.data.bytes - sum(lengths.values())
+        return dict(zip(lengths, itertools.accumulate(lengths.values(), initial=header), strict=False))
+
+    def unread(self) -> int:
+        """Where the first block begins that holds an element: all of a file that has none."""
+        size, block = self.data.bytes, self.data.block_bytes
+        return min((start // block * block for start in self.starts().values()), default=size)
 
     @staticmethod
     def from_bytes(raw: bytes) -> RankRecord:
         """Raises ValueError, TypeError or KeyError for anything else than `to_bytes` made."""
         fields = json.loads(raw)
         _check_format(fields, RANK_FORMAT)
-        data = FileRecord(**fields.pop("data"))
+        data = FileRecord.from_json(fields.pop("data"))
         fragments = tuple(FragmentRecord(**{**f, "shape": tuple(f["shape"])}) for f in fields.pop("fragments"))
         return RankRecord(**fields, data=data, fragments=fragments)
 
@@ -77,6 +99,7 @@ class Commit:
     """The JSON of each rank."""
     state: dict[str, Any]
     """What the trainer needs besides tensors; JSON."""
+    version: int = VERSION
     commit_hash: str = ""
     """xxh3_128 over the canonical JSON of everything else."""
 
@@ -85,7 +108,7 @@ class Commit:
         return directory_name(self.step, self.term)
 
     def to_bytes(self) -> bytes:
-        fields = {"format": COMMIT_FORMAT, "version": VERSION, **asdict(self)}
+        fields = {"format": COMMIT_FORMAT, **asdict(self), "ranks": [rank.to_json() for rank in self.ranks]}
         del fields["commit_hash"]
         return canonical_json({**fields, "commit_hash": digest(fields)})
 
@@ -98,14 +121,15 @@ class Commit:
             raise ValueError("its hash does not hold")
         _check_format(fields, COMMIT_FORMAT)
         params = {name: tuple(shape) for name, shape in fields.pop("params").items()}
-        ranks = tuple(FileRecord(**rank) for rank in fields.pop("ranks"))
+        ranks = tuple(FileRecord.from_json(rank) for rank in fields.pop("ranks"))
         return Commit(**fields, params=params, ranks=ranks, commit_hash=claimed)
 
 
 def _check_format(fields: dict[str, Any], expected: str) -> None:
-    found = (fields.pop("format"), fields.pop("version"))
-    if found != (expected, VERSION):
-        raise ValueError(f"it is {found[0]} version {found[1]}; this fmscale reads {expected} version {VERSION}")
+    found, version = fields.pop("format"), fields["version"]
+    if found != expected or version not in READABLE:
+        readable = " and ".join(map(str, READABLE))
+        raise ValueError(f"it is {found} version {version}; this fmscale reads {expected} versions {readable}")
 
 
 def directory_name(step: int, term: int) -> str:
@@ -165,19 +189,27 @@ def read_rank(directory: Path, rank: int, *, step: int, term: int, listed: FileR
 
 
 def check_file(directory: Path, record: FileRecord, advance: Callable[[int], None] | None = None) -> None:
-    """Raises CheckpointError unless the file has the size and hash of its record; reads all of it.
+    """Raises DamagedError unless the file has the size and hashes of its record; reads all of it.
 
     advance: is told bytes as they are read.
     """
+    check_size(directory, record)
     try:
-        size = (directory / record.file).stat().st_size
-        if size != record.bytes:
-            raise damaged(directory, record.file, f"{size:,} bytes", f"{record.bytes:,} bytes")
-        found = hash_file(directory / record.file, advance)
+        found = hash_file(directory / record.file, record, advance)
     except OSError as error:
         raise damaged(directory, record.file, error.strerror or "unreadable") from error
-    if found != record.hash:
-        raise damaged(directory, record.file, f"xxh3_128 {found}", f"xxh3_128 {record.hash}")
+    if problem := record.wrong(found):
+        raise damaged(directory, record.file, *problem)
+
+
+def check_size(directory: Path, record: FileRecord) -> None:
+    """Raises DamagedError unless the file is there in its size."""
+    try:
+        size = (directory / record.file).stat().st_size
+    except OSError as error:
+        raise damaged(directory, record.file, error.strerror or "unreadable") from error
+    if size != record.bytes:
+        raise damaged(directory, record.file, f"{size:,} bytes", f"{record.bytes:,} bytes")
 
 
 def check_names(directory: Path, world: int, *, marker: bool) -> None:
@@ -231,8 +263,8 @@ def check_coverage(
     return dict(sorted(shapes.items()))
 
 
-def damaged(directory: Path, file: str, found: str, expected: str = "the file as it was written") -> CheckpointError:
-    return CheckpointError(
+def damaged(directory: Path, file: str, found: str, expected: str = "the file as it was written") -> DamagedError:
+    return DamagedError(
         f"checkpoint {directory.name} cannot be believed",
         expected=f"{expected}: {directory / file}",
         found=found,

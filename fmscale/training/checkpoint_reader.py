@@ -1,28 +1,35 @@
 """Any range of any parameter of a committed checkpoint: resharding is reading.
 
 The ranks' JSONs say which elements of a parameter lie where; they are checked on opening and make a sorted list of
-ranges per (parameter, kind). `read` finds the first range by bisection and copies out of the memory-mapped files.
+ranges per (parameter, kind). `read` finds the first range by bisection. What it returns has been hashed: each reader
+checks the blocks that hold its ranges (fmscale/training/verified_file.py), and no others.
 """
 
 from __future__ import annotations
 
 import bisect
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fmscale.errors import CheckpointError
-from fmscale.training.checkpoint_format import Commit, RankRecord, check_file, check_names, data_name, read_rank
-from fmscale.training.fragment_file import map_tensors
+from fmscale.training.checkpoint_format import Commit, check_names, check_size, read_rank
+from fmscale.training.fragment_file import Range
+from fmscale.training.verified_file import VerifiedFile
 
 if TYPE_CHECKING:
     import torch  # listing and verifying checkpoints need no torch
 
 
 class CheckpointReader:
-    """Any range of any parameter of one checkpoint. The ranks' JSONs are checked on opening."""
+    """Any range of any parameter of one checkpoint.
+
+    Opening checks the JSONs, what no range will lead to (sizes, headers), and that no file is missing or foreign.
+    Raises DamagedError, as any method does for a block of a data file that is not as it was written.
+    """
 
     def __init__(self, directory: Path, commit: Commit) -> None:
         self.directory, self.commit = directory, commit
@@ -31,37 +38,44 @@ class CheckpointReader:
             read_rank(directory, rank, step=commit.step, term=commit.term, listed=listed)
             for rank, listed in enumerate(commit.ranks)
         ]
+        check_names(directory, commit.world, marker=True)
         self._ranges: dict[tuple[str, str], list[tuple[int, int, int, int]]] = defaultdict(list)
-        for record in self._records:
+        """start, numel, rank, byte of the rank's data file"""
+        self._files = [VerifiedFile(directory, record.data) for record in self._records]
+        for record, file in zip(self._records, self._files, strict=True):
+            check_size(directory, record.data)
+            file.verify([(0, record.unread())])
+            starts = record.starts()
             for f in record.fragments:
-                self._ranges[f.param, f.kind].append((f.start, f.numel, record.rank, f.offset))
+                self._ranges[f.param, f.kind].append((f.start, f.numel, record.rank, starts[f.kind] + 4 * f.offset))
         for ranges in self._ranges.values():
             ranges.sort()
-        self._maps: dict[int, dict[str, np.memmap]] = {}
 
     @property
     def bytes(self) -> int:
         """Of all tensors."""
         return sum(4 * f.numel for record in self._records for f in record.fragments)
 
-    def verify_share(self, rank: int, world: int) -> None:
-        """Read the files that fall to `rank` of `world` readers; together they read each byte once.
+    def verify(self, wanted: Iterable[Range] | None = None) -> None:
+        """Hash all blocks that hold `wanted`, which `read` would do one range after the other; None: every byte.
 
-        Raises CheckpointError for a byte that is wrong, and on every reader for a file that is missing or foreign.
+        Raises CheckpointError as `read`.
         """
-        check_names(self.directory, self.commit.world, marker=True)
-        for record in self._share(rank, world):
-            check_file(self.directory, record.data)
+        spans: list[list[tuple[int, int]]] = [[] for _ in self._files]
+        if wanted is None:
+            spans = [[(0, record.data.bytes)] for record in self._records]
+        else:
+            for request in wanted:
+                for rank, start, stop in self._spans(*request):
+                    spans[rank].append((start, stop))
+        for file, of_file in zip(self._files, spans, strict=True):
+            if of_file:
+                file.verify(of_file)
 
-    def _share(self, rank: int, world: int) -> list[RankRecord]:
-        """The largest file to the reader that has least: stages of a pipeline, say, differ in size."""
-        shares: list[list[RankRecord]] = [[] for _ in range(world)]
-        loads = [0] * world
-        for record in sorted(self._records, key=lambda record: -record.data.bytes):
-            reader = loads.index(min(loads))
-            shares[reader].append(record)
-            loads[reader] += record.data.bytes
-        return shares[rank]
+    def close(self) -> None:
+        """Let go of the files; they are opened again when they are needed."""
+        for file in self._files:
+            file.close()
 
     def whole(self, param: str, kind: str) -> torch.Tensor:
         """All of a flattened parameter or moment."""
@@ -72,6 +86,17 @@ class CheckpointReader:
 
         Raises CheckpointError for a parameter, kind or range that the checkpoint does not hold.
         """
+        import torch
+
+        out = np.empty(numel, "<f4")
+        raw, filled = out.view(np.uint8).data, 0
+        for rank, first, stop in self._spans(param, kind, start, numel):
+            self._files[rank].read_into(first, raw[filled : filled + stop - first])
+            filled += stop - first
+        return torch.from_numpy(out.astype(np.float32, copy=False))
+
+    def _spans(self, param: str, kind: str, start: int, numel: int) -> Iterator[tuple[int, int, int]]:
+        """(rank, start, stop): the bytes of whose data file hold the elements, in their order."""
         ranges = self._ranges.get((param, kind), [])
         total = int(np.prod(self.params[param], dtype=np.int64)) if ranges else 0
         if not (ranges and start >= 0 and numel >= 0 and start + numel <= total):
@@ -81,21 +106,12 @@ class CheckpointReader:
                 found=f"{total} elements of it" if ranges else "no such parameter",
                 do="use the model settings of the run's config.yaml",
             )
-        out = np.empty(numel, np.float32)
         at = bisect.bisect_right(ranges, start, key=lambda r: r[0]) - 1
-        filled = 0
-        while filled < numel:
-            first, length, rank, offset = ranges[at]
-            skip = start + filled - first
-            take = min(length - skip, numel - filled)
-            assert 0 <= skip < length, f"{param} ({kind}): no range holds element {start + filled}"
-            out[filled : filled + take] = self._tensor(rank, kind)[offset + skip : offset + skip + take]
-            filled, at = filled + take, at + 1
-        import torch
-
-        return torch.from_numpy(out)
-
-    def _tensor(self, rank: int, kind: str) -> np.memmap:
-        if rank not in self._maps:
-            self._maps[rank] = map_tensors(self.directory / data_name(rank))
-        return self._maps[rank][kind]
+        found = 0
+        while found < numel:
+            first, length, rank, place = ranges[at]
+            skip = start + found - first
+            take = min(length - skip, numel - found)
+            assert 0 <= skip < length, f"{param} ({kind}): no range holds element {start + found}"
+            yield rank, place + 4 * skip, place + 4 * (skip + take)
+            found, at = found + take, at + 1

@@ -19,6 +19,7 @@ import torch
 from fmscale.config import Config
 from fmscale.corpus.batch import Batch
 from fmscale.topology import Topology
+from fmscale.training.fragment_file import Range
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 """What is kept of every parameter: the fp32 weights and AdamW's two moments."""
@@ -50,8 +51,8 @@ class Fragment:
 
 
 class Engine(Protocol):
-    """This is the whole surface; every call but `fragments`, `optimizer_steps` and `state_outside_fragments` is
-    collective: all ranks of the run make it, in the same order."""
+    """This is the whole surface; every call but `fragments`, `wanted`, `optimizer_steps` and `state_outside_fragments`
+    is collective: all ranks of the run make it, in the same order."""
 
     name: str
 
@@ -77,8 +78,11 @@ class Engine(Protocol):
     def fragments(self) -> Iterator[Fragment]:
         """What this rank owns. Over all ranks every (param, kind) is covered exactly once; the order is fixed."""
 
+    def wanted(self) -> Iterator[Range]:
+        """What `load_fragments` asks for, in this order: this rank's ranges only."""
+
     def load_fragments(self, read: Read) -> None:
-        """Take over masters and moments, asking for this rank's ranges only, and refresh low-precision copies."""
+        """Take over masters and moments, and refresh low-precision copies."""
 
     def state_outside_fragments(self) -> dict[str, Any]:
         """JSON of what else the next step depends on besides `optimizer_steps`. bf16 needs no loss scale: {}."""

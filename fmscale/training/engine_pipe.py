@@ -32,6 +32,7 @@ from fmscale.model.pipeline_layers import (
 from fmscale.topology import Topology
 from fmscale.training.deepspeed_start import Clip, join, load_deepspeed, quiet, start, stop
 from fmscale.training.engine import Fragment, Read, StepOutput
+from fmscale.training.fragment_file import Range
 from fmscale.training.held import hold, initial_state
 
 TIED = "embedding"
@@ -110,6 +111,9 @@ class PipeEngine:
 
     def fragments(self) -> Iterator[Fragment]:
         return self._held.fragments()
+
+    def wanted(self) -> Iterator[Range]:
+        return self._held.wanted()
 
     def load_fragments(self, read: Read) -> None:
         self._held.load(read)

@@ -24,6 +24,7 @@ from fmscale.model.decoder import Decoder, init_weights
 from fmscale.model.loss import token_loss_sum
 from fmscale.topology import Topology
 from fmscale.training.engine import KINDS, Fragment, Read, StepOutput
+from fmscale.training.fragment_file import Range
 from fmscale.training.optim import build_optimizer, set_learning_rate
 
 
@@ -103,11 +104,13 @@ class PlainEngine:
                     part = self._tensor(name, kind).view(-1)[start:stop]
                     yield Fragment(name, kind, start, part, tuple(master.shape))
 
-    def load_fragments(self, read: Read) -> None:
+    def wanted(self) -> Iterator[Range]:
         """A replica is whole, so every rank asks for everything."""
-        for name, master in self._masters.items():
-            for kind in KINDS:
-                self._tensor(name, kind).view(-1).copy_(read(name, kind, 0, master.numel()))
+        return ((name, kind, 0, master.numel()) for name, master in self._masters.items() for kind in KINDS)
+
+    def load_fragments(self, read: Read) -> None:
+        for name, kind, start, numel in self.wanted():
+            self._tensor(name, kind).view(-1).copy_(read(name, kind, start, numel))
         self._refresh_low_precision_copies()
 
     def state_outside_fragments(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from fmscale.model.loss import token_loss_sum
 from fmscale.topology import Topology
 from fmscale.training.deepspeed_start import Clip, join, loss_factor, start, stop
 from fmscale.training.engine import Fragment, Read, StepOutput
+from fmscale.training.fragment_file import Range
 from fmscale.training.held import hold, initial_state
 
 
@@ -85,6 +86,9 @@ class ZeroEngine:
 
     def fragments(self) -> Iterator[Fragment]:
         return self._held.fragments()
+
+    def wanted(self) -> Iterator[Range]:
+        return self._held.wanted()
 
     def load_fragments(self, read: Read) -> None:
         self._held.load(read)

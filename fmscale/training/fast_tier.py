@@ -27,18 +27,20 @@ from fmscale.errors import CheckpointError
 from fmscale.observe.events import EventLog
 from fmscale.observe.faults import fault_point
 from fmscale.observe.terms import load_term, newest_term
-from fmscale.training.block_file import BLOCK_BYTES, FileRecord, storage, write_blocks
+from fmscale.training.block_file import BLOCK_BYTES, storage, write_blocks
 from fmscale.training.checkpoint import CheckpointStore, Report
 from fmscale.training.checkpoint_format import (
     MARKER,
     Commit,
     check_file,
     check_names,
+    check_size,
     damaged,
     parse_directory_name,
     read_commit,
     read_rank,
 )
+from fmscale.training.file_record import FileRecord
 from fmscale.training.history import checkpoint_names
 from fmscale.training.host_memory import in_memory
 
@@ -193,12 +195,11 @@ def _copy(source: Path, target: Path, file: FileRecord, rank: int) -> None:
             return
         except CheckpointError:
             path.unlink()
-    if (size := (source / file.file).stat().st_size) != file.bytes:
-        raise damaged(source, file.file, f"{size:,} bytes", f"{file.bytes:,} bytes")
-    written = write_blocks(path, _blocks(source / file.file), file.bytes, rank)
-    if written.hash != file.hash:
+    check_size(source, file)
+    written = write_blocks(path, _blocks(source / file.file), file.bytes, rank, block_bytes=file.block_bytes)
+    if problem := file.wrong(written.blocks):
         path.unlink()
-        raise damaged(source, file.file, f"xxh3_128 {written.hash}", f"xxh3_128 {file.hash}")
+        raise damaged(source, file.file, *problem)
 
 
 def _blocks(path: Path) -> Iterator[memoryview]:

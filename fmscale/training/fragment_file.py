@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +22,9 @@ from fmscale.training.block_file import BLOCK_BYTES
 
 if TYPE_CHECKING:
     import torch  # the supervisor and `fmscale checkpoint` read these files without it
+
+Range = tuple[str, str, int, int]
+"""(param, kind, start, numel): elements [start, start + numel) of a flattened parameter or moment."""
 
 
 class FragmentLike(Protocol):
@@ -127,17 +129,6 @@ def layout_of(fragments: Sequence[FragmentLike]) -> Layout:
     text += b" " * (-len(text) % 8)
     header = len(text).to_bytes(8, "little") + text
     return Layout(header=header, records=tuple(records), bytes=len(header) + at)
-
-
-def map_tensors(path: Path) -> dict[str, np.memmap]:
-    """Kind -> its flat tensor, memory-mapped [elements]. The file's hash must have been checked before."""
-    with open(path, "rb") as file:
-        start = 8 + int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(start - 8))
-    return {
-        kind: np.memmap(path, "<f4", "r", start + entry["data_offsets"][0], (entry["shape"][0],))
-        for kind, entry in header.items()
-    }
 
 
 def _little_endian(tensor: torch.Tensor) -> npt.NDArray[np.float32]:

@@ -26,6 +26,7 @@ import torch
 from fmscale.config import Config
 from fmscale.model.decoder import initial_values
 from fmscale.training.engine import KINDS, Fragment, Read
+from fmscale.training.fragment_file import Range
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,10 @@ class Held:
             if start < stop:
                 for kind in KINDS:
                     yield Fragment(part.param, kind, part.start + start, part.views[kind][start:stop], part.shape)
+
+    def wanted(self) -> Iterator[Range]:
+        """What `load` asks for."""
+        return ((part.param, kind, part.start, len(part.views[kind])) for part in self._parts for kind in KINDS)
 
     @torch.no_grad()
     def load(self, read: Read) -> None:

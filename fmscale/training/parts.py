@@ -15,18 +15,19 @@ from fmscale.durable import fsync_directory, publish_new
 from fmscale.errors import CheckpointError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.terms import Term
-from fmscale.training.block_file import FileRecord, hash_file, storage, write_blocks
+from fmscale.training.block_file import storage, write_blocks
 from fmscale.training.checkpoint_format import (
     MARKER,
     Commit,
     RankRecord,
     check_coverage,
     check_names,
-    damaged,
+    check_size,
     data_name,
     json_name,
     read_rank,
 )
+from fmscale.training.file_record import record_of
 from fmscale.training.fragment_file import FragmentLike, LiveFragments, Part
 
 
@@ -96,8 +97,7 @@ def add_up(
     records = [read_rank(directory, rank, step=step, term=record.term) for rank in range(world)]
     check_names(directory, world, marker=(directory / MARKER).exists())
     for part in records:
-        if (size := (directory / part.data.file).stat().st_size) != part.data.bytes:
-            raise damaged(directory, part.data.file, f"{size:,} bytes", f"{part.data.bytes:,} bytes")
+        check_size(directory, part.data)
     commit = Commit(
         step=step,
         term=record.term,
@@ -107,11 +107,7 @@ def add_up(
         parent_hash=parent_hash,
         world=world,
         params=dict(check_coverage(directory, records, kinds)),
-        ranks=tuple(_file_record(directory / json_name(rank)) for rank in range(world)),
+        ranks=tuple(record_of(directory / json_name(rank)) for rank in range(world)),
         state=state,
     )
     return Commit.from_bytes(commit.to_bytes())  # what cannot be read back is never published
-
-
-def _file_record(path: Path) -> FileRecord:
-    return FileRecord(file=path.name, bytes=path.stat().st_size, hash=hash_file(path))

@@ -19,7 +19,7 @@ from fmscale.errors import CheckpointError, MachineError, RunHeldError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.terms import load_term, term_numbers, term_path
 from fmscale.s3 import Bucket
-from fmscale.training.block_file import FileRecord, storage
+from fmscale.training.block_file import storage
 from fmscale.training.checkpoint import CheckpointStore, Report
 from fmscale.training.checkpoint_format import (
     MARKER,
@@ -29,6 +29,7 @@ from fmscale.training.checkpoint_format import (
     parse_directory_name,
     read_rank,
 )
+from fmscale.training.file_record import FileCheck, FileRecord
 
 
 class TakenOverError(CheckpointError):
@@ -152,9 +153,10 @@ class RemoteStore:
         temporary.unlink(missing_ok=True)
         try:
             with storage(path, record.bytes):
-                found = self.bucket.fetch(key, temporary, record.bytes)
-                if found != record.hash:
-                    raise self._damaged(directory, record, f"xxh3_128 {found}")
+                check = FileCheck(record)
+                self.bucket.fetch(key, temporary, record.bytes, check)
+                if problem := record.wrong(check.hashes()):
+                    raise self._damaged(directory, record, *problem)
                 link_new(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -167,8 +169,9 @@ class RemoteStore:
         publish_new(directory / MARKER, commit.to_bytes())
         fsync_directory(directory.parent)
 
-    def _damaged(self, directory: Path, record: FileRecord, found: str) -> CheckpointError:
-        return damaged(Path(directory.name), record.file, f"{found} in {self.bucket.url}", f"{record.bytes:,} bytes")
+    def _damaged(self, directory: Path, record: FileRecord, found: str, expected: str = "") -> CheckpointError:
+        expected = expected or f"{record.bytes:,} bytes"
+        return damaged(Path(directory.name), record.file, f"{found} in {self.bucket.url}", expected)
 
     # --- writing
 
@@ -187,7 +190,7 @@ class RemoteStore:
                     continue  # an earlier process had come so far
                 fault_point("remote.before_file", writer)
                 try:
-                    good = self.bucket.put_file(key, directory / file.file, file.bytes, file.hash)
+                    good = self.bucket.put_file(key, directory / file.file, file.bytes, FileCheck(file))
                 except FileNotFoundError as error:
                     raise damaged(directory, file.file, "pruned before it was in the object store") from error
                 if not good:

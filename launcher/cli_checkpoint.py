@@ -153,20 +153,28 @@ def checkpoint_prune(
 ) -> None:
     """Remove a stopped run's older checkpoints, abandoned branches and saves that did not finish."""
     from fmscale.training.checkpoint import CheckpointStore
+    from fmscale.training.history import history
     from fmscale.training.lease import Lease
-    from fmscale.training.retention import doomed, remove
+    from fmscale.training.retention import doomed, remove, size_on_disk
 
     run_dir = run_dir_of(run)
     store = CheckpointStore(run_dir / "checkpoints")
     with Lease(run_dir).held():
-        going = doomed(store.root, keep, keep_every, store.verify, lambda text: typer.echo(text, err=True))
-        for each in going:
+        going = doomed(
+            store.root,
+            run_dir,
+            history(store.root),
+            keep=keep,
+            keep_every=keep_every,
+            verify=store.verify,
+            report=lambda text: typer.echo(text, err=True),
+        )
+        sizes = [size_on_disk(store.root / each.name) for each in going]
+        for each, size in zip(going, sizes, strict=True):
             if not dry_run:
                 remove(store.root / each.name)
-            typer.echo(
-                f"{each.name}: {'would be removed' if dry_run else 'removed'}, {each.bytes:,} bytes ({each.why})"
-            )
-    typer.echo(f"{len(going)} checkpoints, {sum(each.bytes for each in going):,} bytes")
+            typer.echo(f"{each.name}: {'would be removed' if dry_run else 'removed'}, {size:,} bytes ({each.why})")
+    typer.echo(f"{len(going)} checkpoints, {sum(sizes):,} bytes")
 
 
 @checkpoint_app.command("export-deepspeed")

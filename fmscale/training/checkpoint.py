@@ -25,7 +25,7 @@ from fmscale.training.checkpoint_reader import CheckpointReader
 from fmscale.training.fragment_file import FragmentLike, Part
 from fmscale.training.history import checkpoint_names, history
 from fmscale.training.parts import add_up, await_parts, publish_part
-from fmscale.training.retention import remove
+from fmscale.training.retention import OLDER, doomed, remove
 
 Report = Callable[[str], None]
 """Is told, in one message each, of everything that was passed over or removed."""
@@ -228,44 +228,25 @@ class CheckpointStore:
     def prune(
         self, keep: int, newest: Commit, report: Report = _warn, *, keep_every: int = 0, read_back: bool = True
     ) -> Sequence[str]:
-        """Remove what is older than the `keep` newest of the lineage; names of what was removed.
+        """Remove what fmscale/training/retention.py says of a run that is trained; names of what was removed.
 
         newest: what `commit` returned. It is read whole first (read_back=False: the ranks have just done so, each its
-        own part); if it does not hold, CheckpointError and nothing is removed. The one that the newest term was opened
-        from stays, and those whose step is a multiple of `keep_every` (0: none). Saves that did not finish are removed
-        and reported once they cannot finish any more; commits outside the lineage (zombies', rolled back, damaged) once
-        this term has `keep` commits of its own. COMMIT.json goes first, so that a half removed directory is never
+        own part); if it does not hold, CheckpointError and nothing is removed. report: is told of all that was no
+        checkpoint of the history or is damaged. COMMIT.json goes first, so that a half removed directory is never
         believed.
         """
-        term = newest.term
-        self._fence(term)
-        assert keep >= 1, "prune keeps the newest"
+        self._fence(newest.term)
         if read_back:
             self.verify(newest.name)
-        past = [found for _, found in self._history() if isinstance(found, Commit)]
-        assert past[0].commit_hash == newest.commit_hash, f"{newest.name} is not the newest of the lineage"
-        stay = {commit.name for commit in past[:keep]} | {load_term(self.run_dir, term).parent}
-        stay |= {commit.name for commit in past if keep_every and commit.step % keep_every == 0}
-        own = [commit for commit in past if commit.term == term]
-        in_lineage = {commit.name for commit in past}
-        removed = []
-        for name in checkpoint_names(self.root):
-            step, of_term = parse_directory_name(name) or (0, 0)
-            committed = (self.root / name / MARKER).exists()
-            if name in stay:
-                continue
-            if not committed:
-                doomed, why = of_term < term or bool(own and step < own[0].step), "a save that did not finish"
-            elif name in in_lineage:
-                doomed, why = True, ""
-            else:
-                doomed, why = len(own) >= keep, "outside the run's lineage, or damaged"
-            if doomed:
-                remove(self.root / name)
-                removed.append(name)
-                if why:
-                    report(f"{name} is removed: {why}")
-        return removed
+        past = list(self._history())
+        first = next(found for _, found in past if isinstance(found, Commit))
+        assert first.commit_hash == newest.commit_hash, f"{newest.name} is not the newest of the lineage"
+        going = doomed(self.root, self.run_dir, past, keep=keep, keep_every=keep_every, writing=True)
+        for each in going:
+            remove(self.root / each.name)
+            if each.why != OLDER:
+                report(f"{each.name} is removed: {each.why}")
+        return [each.name for each in going]
 
     def abandon(self, step: int, term: int) -> None:
         """Remove the parts of a save that failed, and so make room; no rank is writing any more."""

@@ -364,7 +364,21 @@ def test_an_abandoned_branch_goes_only_when_the_new_one_stands(tmp_path: Path) -
     second = save(tmp_path, 14, term, first.name)
     said: list[str] = []
     assert store_of(tmp_path).prune(2, second, said.append) == [new.name]
-    assert "outside the run's lineage" in said[0]
+    assert said == [f"{new.name} is removed: outside the run's history"]
+
+
+def test_a_damaged_one_takes_no_place_and_goes_with_its_age(tmp_path: Path) -> None:
+    term, commits, said = start(tmp_path), [], []
+    for step in (10, 20, 30, 40):
+        commits.append(save(tmp_path, step, term, commits[-1].name if commits else None))
+    for commit in (commits[1], commits[2]):
+        (tmp_path / "checkpoints" / commit.name / "COMMIT.json").write_bytes(b"{}")
+    store = store_of(tmp_path)
+    assert store.prune(2, commits[3], said.append, keep_every=20) == []
+    fifth = save(tmp_path, 50, term, commits[3].name)
+    assert store.prune(2, fifth, said.append, keep_every=20) == [commits[0].name, commits[2].name]
+    assert said == [f"{commits[2].name} is removed: damaged, and older than what is kept"]
+    assert (store.root / commits[1].name).exists(), "its step was to be kept for ever"
 
 
 # --- kills

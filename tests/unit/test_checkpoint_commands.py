@@ -237,7 +237,9 @@ def steps_left(run_dir: Path) -> list[tuple[int, int]]:
 def test_prune_says_what_would_go_and_then_removes_just_that(tmp_path: Path) -> None:
     seven(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    code, told = fmscale("prune", tmp_path, "--keep", 2, "--keep-every", 20, "--dry-run")
+    _, told = fmscale("prune", tmp_path, "--keep", 2, "--keep-every", 20, "--dry-run")
+    assert "step-00000070" not in told, "the newest term has one of its own, and two were to be kept"
+    code, told = fmscale("prune", tmp_path, "--keep", 1, "--keep-every", 20, "--dry-run")
     assert code == 0
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name not in ("lock", ".taking")] == before
     assert "step-00000070.t0001: would be removed" in told
@@ -249,7 +251,7 @@ def test_prune_says_what_would_go_and_then_removes_just_that(tmp_path: Path) -> 
         for path in (tmp_path / "checkpoints" / f"step-{step:08d}.t0001").iterdir()
     )
     assert told.splitlines()[-1] == f"5 checkpoints, {free:,} bytes"
-    _, done = fmscale("prune", tmp_path, "--keep", 2, "--keep-every", 20)
+    _, done = fmscale("prune", tmp_path, "--keep", 1, "--keep-every", 20)
     assert done == told.replace("would be removed", "removed")
     assert steps_left(tmp_path) == [(20, 1), (40, 1), (60, 1), (65, 2)]
     newest = store_of(tmp_path).newest_valid()
@@ -265,14 +267,16 @@ def test_prune_never_removes_the_only_one_that_holds(tmp_path: Path) -> None:
         file = tmp_path / "checkpoints" / commit.name / "rank-00000.safetensors"
         file.write_bytes(file.read_bytes()[:-1] + b"\1")
     fmscale("prune", tmp_path, "--keep", 1)
-    assert steps_left(tmp_path) == [(20, 1), (30, 1), (40, 1), (50, 1), (60, 1), (65, 2)]
+    assert steps_left(tmp_path) == [(20, 1), (30, 1), (40, 1), (50, 1), (60, 1), (65, 2), (70, 1)], (
+        "what the run was rolled back from stays too: the newest term has nothing that holds"
+    )
     newest = store_of(tmp_path).newest_valid(lambda text: None)
     assert newest == commits[1]
     file = tmp_path / "checkpoints" / commits[1].name / "rank-00001.json"
     file.write_bytes(b"{}")
     with pytest.raises(CheckpointError, match="no checkpoint of this run holds, so none is removed"):
         fmscale("prune", tmp_path, "--keep", 1)
-    assert len(steps_left(tmp_path)) == 6
+    assert len(steps_left(tmp_path)) == 7
 
 
 def test_prune_is_refused_while_the_run_is_held(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -226,14 +226,21 @@ class CheckpointStore:
     # --- removing
 
     def prune(
-        self, keep: int, newest: Commit, report: Report = _warn, *, keep_every: int = 0, read_back: bool = True
+        self,
+        keep: int,
+        newest: Commit,
+        report: Report = _warn,
+        *,
+        keep_every: int = 0,
+        read_back: bool = True,
+        spare: Collection[str] = (),
     ) -> Sequence[str]:
         """Remove what fmscale/training/retention.py says of a run that is trained; names of what was removed.
 
         newest: what `commit` returned. It is read whole first (read_back=False: the ranks have just done so, each its
         own part); if it does not hold, CheckpointError and nothing is removed. report: is told of all that was no
-        checkpoint of the history or is damaged. COMMIT.json goes first, so that a half removed directory is never
-        believed.
+        checkpoint of the history or is damaged. spare: names of what somebody reads, which stay. COMMIT.json goes
+        first, so that a half removed directory is never believed.
         """
         self._fence(newest.term)
         if read_back:
@@ -241,7 +248,7 @@ class CheckpointStore:
         past = list(self._history())
         first = next(found for _, found in past if isinstance(found, Commit))
         assert first.commit_hash == newest.commit_hash, f"{newest.name} is not the newest of the lineage"
-        going = doomed(self.root, self.run_dir, past, keep=keep, keep_every=keep_every, writing=True)
+        going = doomed(self.root, self.run_dir, past, keep=keep, keep_every=keep_every, spare=spare, writing=True)
         for each in going:
             remove(self.root / each.name)
             if each.why != OLDER:

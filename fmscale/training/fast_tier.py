@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import torch.distributed as dist
@@ -86,9 +86,16 @@ class FastTier(CheckpointStore):
             yield name, _examine(self.root / name, load_term(self.run_dir, newest).term_hash if newest else "")
 
     def prune(
-        self, keep: int, newest: Commit, report: Report = _silent, *, keep_every: int = 0, read_back: bool = True
+        self,
+        keep: int,
+        newest: Commit,
+        report: Report = _silent,
+        *,
+        keep_every: int = 0,
+        read_back: bool = True,
+        spare: Collection[str] = (),
     ) -> Sequence[str]:
-        """As of all checkpoints, but for one that is kept."""
+        """As of all checkpoints, but for one that is kept, and nobody else reads them."""
         return super().prune(1, newest, report, read_back=read_back)
 
     def clear(self, term: int | None = None) -> None:

@@ -2,14 +2,15 @@
 
 These stay: the `keep` newest of the history that hold; damaged ones that are not older than those, since somebody may
 want to look at them (they take no place of one that holds); those of the history whose step is a multiple of
-`keep_every`; the one that the newest term was opened from. Others go: older ones at once, commits outside the history
-(an abandoned branch, say) once the newest term has `keep` of its own, unfinished saves once nobody can finish them.
+`keep_every`; the one that the newest term was opened from; the one that is being copied elsewhere. Others go: older
+ones at once, commits outside the history (an abandoned branch, say) once the newest term has `keep` of its own,
+unfinished saves once nobody can finish them.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,22 +40,23 @@ def doomed(
     *,
     keep: int,
     keep_every: int = 0,
+    spare: Collection[str] = (),
     writing: bool = False,
     verify: Callable[[str], None] = lambda name: None,
     report: Callable[[str], None] = lambda text: None,
 ) -> Sequence[Doomed]:
     """What of the checkpoints below `root` may go, in the order in which it should.
 
-    run_dir: where the terms stand. past: as `history` gives it. keep_every: 0 keeps none by its step. writing: whether
-    the newest term is being trained, so that its last saves may still be finished. verify: reads a checkpoint whole
-    and raises CheckpointError if it does not hold; called for the newest, and for older ones until one does. report:
-    is told of damaged ones that stay.
+    run_dir: where the terms stand. past: as `history` gives it. keep_every: 0 keeps none by its step. spare: names
+    that somebody is reading. writing: whether the newest term is being trained, so that its last saves may still be
+    finished. verify: reads a checkpoint whole and raises CheckpointError if it does not hold; called for the newest,
+    and for older ones until one does. report: is told of damaged ones that stay.
     Raises CheckpointError where there are commits in the history and none holds.
     """
     assert keep >= 1, "the newest stays"
     whole: list[Commit] = []
     damaged: list[str] = []
-    stay: set[str] = set()
+    stay = set(spare)
     for name, found in past:
         step, _ = parse_directory_name(name) or (0, 0)
         recent = len(whole) < keep

@@ -36,6 +36,7 @@ from fmscale.training.fragment_file import LiveFragments, Part, in_file_order, l
 from fmscale.training.host_image import HostImage
 from fmscale.training.host_memory import Need, shortage
 from fmscale.training.save import IDLE, Progress, Save
+from fmscale.training.upload import under_copy
 
 T = TypeVar("T")
 
@@ -184,7 +185,8 @@ class Saver:
         rule, say = self._config, save.said.append
         try:
             with storage(save.store.root, 0):
-                save.store.prune(rule.keep, commit, say, keep_every=rule.keep_every_steps, read_back=False)
+                spare = under_copy(self._store.run_dir, self._term)
+                save.store.prune(rule.keep, commit, say, keep_every=rule.keep_every_steps, read_back=False, spare=spare)
                 if self._fast is not None and save.store is self._store:
                     self._fast.clear(self._term)  # all of it is older now
         except (MachineError, CheckpointError) as error:

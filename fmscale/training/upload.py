@@ -4,13 +4,19 @@ Rank 0's thread looks on the run's file system for a commit of its term that is 
 writes a request there. Each rank's thread polls for requests, copies its share of the files and leaves a word; when all
 have, rank 0 creates the marker in the store and prunes there. So at most one checkpoint is under way, saves that come
 meanwhile are passed over for the newest, and nothing of this needs a collective operation or a word from the saver.
+
+The one under way is not removed here before it has arrived, however slow the store: before the first byte rank 0
+writes its name down (`under_copy`) and looks whether it is still the newest. Only what is not the newest is removed,
+and by rank 0 alone, which reads that name after the commit of a newer one; so either sees what the other did.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,8 +31,8 @@ from fmscale.training.history import checkpoint_names
 from fmscale.training.remote_store import RemoteStore, TakenOverError
 
 POLL_S = 0.1
-DONE = "done"
-"""Who was copied last, in RUN/upload/done.json."""
+DONE, CLAIM = "done", "claim"
+"""What was copied last, in RUN/upload/done.json; what is being copied, beside it."""
 
 
 class Uploader:
@@ -42,7 +48,7 @@ class Uploader:
         self._heart = heart
         self._config, self._rank, self._world, self._term = config, rank, config.world_size, term
         self._remote = RemoteStore(config.checkpoint.remote, config.run_dir, config.checkpoint.remote_timeout_s)
-        _path(config, DONE).parent.mkdir(parents=True, exist_ok=True)
+        _path(config.run_dir, DONE).parent.mkdir(parents=True, exist_ok=True)
         self._events = EventLog(config.run_dir)
         self._start = start if start and not uploaded(config, start) else None
         self._tried = ""
@@ -100,43 +106,60 @@ class Uploader:
             ending = self._ending.is_set()  # before the look: what is there when the training ends is found
             if self._given_up.is_set():
                 return None
-            root = self._config.run_dir / "checkpoints"
-            for name in reversed(checkpoint_names(root)):
-                if (parse_directory_name(name) or (0, 0))[1] == self._term and (root / name / MARKER).exists():
-                    if name != self._tried:
-                        return name
-                    break
+            name = self._newest()
+            if name and name != self._tried:
+                return name
             if ending:
                 return None
             self._ending.wait(POLL_S)
 
+    def _newest(self) -> str:
+        """Name of the newest commit of this term; empty before the first."""
+        root = self._config.run_dir / "checkpoints"
+        for name in reversed(checkpoint_names(root)):
+            if (parse_directory_name(name) or (0, 0))[1] == self._term and (root / name / MARKER).exists():
+                return name
+        return ""
+
     def _lead(self) -> None:
         number = 0
-        while (name := self._next()) is not None:
-            self._tried, number = name, number + 1
-            begun, before, failed, sent = time.monotonic(), self._remote.bucket.retries, self._failure, 0
-            try:
-                self._remote.restart_clock()
-                sent = self._upload(number, name)
-                self._failure = None
-            except FmscaleError as error:
-                self._failure = error
-            except Exception as error:  # the thread must not end silently
-                self._failure = MachineError(f"{type(error).__name__}: {error}")
-            if isinstance(self._failure, TakenOverError):
-                self._learn_of_it()
-            if self._failure:
-                self._say(f"{name} is not in the object store: {self._failure}")
-            elif failed:
-                self._say(f"the object store takes checkpoints again: {name} is there")
-            self._events.write(
-                "upload",
-                name=name,
-                error=str(self._failure).splitlines()[0] if self._failure else None,
-                bytes=sent,
-                retries=self._remote.bucket.retries - before,
-                seconds=time.monotonic() - begun,
-            )
+        try:
+            while (name := self._next()) is not None:
+                self._tried, number = name, number + 1
+                self._try(number, name)
+        except OSError as error:  # the thread must not end silently
+            self._failure = MachineError(f"{error.strerror}: {error.filename}")
+            self._say(f"no checkpoint goes to the object store any more: {self._failure}")
+
+    def _try(self, number: int, name: str) -> None:
+        begun, before, failed, sent = time.monotonic(), self._remote.bucket.retries, self._failure, 0
+        try:
+            self._write(CLAIM, {"name": name})
+            if self._newest() not in (name, ""):
+                return  # it may have been removed before it was claimed
+            self._remote.restart_clock()
+            sent = self._upload(number, name)
+            self._failure = None
+        except FmscaleError as error:
+            self._failure = error
+        except Exception as error:  # the thread must not end silently
+            self._failure = MachineError(f"{type(error).__name__}: {error}")
+        if isinstance(self._failure, TakenOverError):
+            self._learn_of_it()
+        if self._failure:
+            self._say(f"{name} is not in the object store: {self._failure}")
+        elif failed:
+            self._say(f"the object store takes checkpoints again: {name} is there")
+        self._events.write(
+            "upload",
+            name=name,
+            error=str(self._failure).splitlines()[0] if self._failure else None,
+            bytes=sent,
+            retries=self._remote.bucket.retries - before,
+            seconds=time.monotonic() - begun,
+        )
+        with contextlib.suppress(OSError):  # then it stays until the next is claimed
+            self._write(CLAIM, {"name": ""})
 
     def _learn_of_it(self) -> None:
         """With the newer term's record here, this process's next save is refused, and that ends the run."""
@@ -177,7 +200,7 @@ class Uploader:
         rule = self._config.checkpoint
         self._remote.prune(rule.keep, self._term, self._say, keep_every=rule.keep_every_steps)
         durable.replace(
-            _path(self._config, DONE), json.dumps({"name": commit.name, "hash": commit.commit_hash}).encode()
+            _path(self._config.run_dir, DONE), json.dumps({"name": commit.name, "hash": commit.commit_hash}).encode()
         )
         return sent
 
@@ -203,28 +226,34 @@ class Uploader:
     # --- words between ranks, by files: the run's directory is common to them
 
     def _write(self, name: str, word: dict[str, Any]) -> None:
-        durable.replace(_path(self._config, name), json.dumps({"term": self._term, **word}).encode())
+        durable.replace(_path(self._config.run_dir, name), json.dumps({"term": self._term, **word}).encode())
 
     def _read(self, name: str) -> dict[str, Any]:
         """Empty before the first word of this term."""
-        word = _word(self._config, name)
+        word = _word(self._config.run_dir, name)
         return word if word.get("term") == self._term else {}
 
 
 def uploaded(config: Config, commit: Commit) -> bool:
     """Whether `commit` is what was copied last to the run's object store; true for a run that has none."""
-    return not config.checkpoint.remote or _word(config, DONE).get("hash") == commit.commit_hash
+    return not config.checkpoint.remote or _word(config.run_dir, DONE).get("hash") == commit.commit_hash
 
 
-def _word(config: Config, name: str) -> dict[str, Any]:
+def under_copy(run_dir: Path, term: int) -> Collection[str]:
+    """Name of the checkpoint that is being copied in `term`, if there is one: it must not be removed."""
+    word = _word(run_dir, CLAIM)
+    return [word["name"]] if word.get("term") == term and word["name"] else []
+
+
+def _word(run_dir: Path, name: str) -> dict[str, Any]:
     try:
-        return dict(json.loads(_path(config, name).read_bytes()))
+        return dict(json.loads(_path(run_dir, name).read_bytes()))
     except FileNotFoundError:
         return {}
 
 
-def _path(config: Config, name: str) -> Path:
-    return config.run_dir / "upload" / f"{name}.json"
+def _path(run_dir: Path, name: str) -> Path:
+    return run_dir / "upload" / f"{name}.json"
 
 
 def _answer(rank: int) -> str:

@@ -42,6 +42,8 @@ class CheckpointStore:
     def __init__(self, root: Path) -> None:
         self.root = Path(root)
         self.run_dir = self.root.parent
+        self.address = str(root)
+        """What messages call it."""
         self._newest: Commit | None = None
         """That this object made."""
 
@@ -208,7 +210,7 @@ class CheckpointStore:
         """The error for a run whose every candidate (`names`) was refused."""
         return CheckpointError(
             "no checkpoint of this run can be believed",
-            expected=f"one valid checkpoint in {self.root}",
+            expected=f"one valid checkpoint in {self.address}",
             found=f"{len(names)} damaged or missing: {', '.join(names[:4])}",
             do="restore one from a copy, or start a new run with run.name=NEW",
         )

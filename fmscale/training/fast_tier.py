@@ -55,6 +55,8 @@ class FastTier(CheckpointStore):
     The directory carries the run's name and a hash of where the run stands: runs of one name share a node's memory.
     """
 
+    where = "in the fast tier"
+
     def __init__(self, fast_dir: Path, shared: CheckpointStore) -> None:
         run_dir = shared.run_dir.resolve()
         super().__init__(fast_dir / f"{run_dir.name}-{xxhash.xxh3_64_hexdigest(str(run_dir).encode())[:8]}")
@@ -116,7 +118,7 @@ class FastTier(CheckpointStore):
         """The commits of the newest term, newest first, but for those that were committed in the run directory too."""
 
         def tell(text: str) -> None:
-            report(f"{text} (in the fast tier)")
+            report(f"{text} ({self.where})")
 
         entries = Ledger.load(self.run_dir / FILE_NAME).entries
         for commit in super().candidates(tell):
@@ -126,13 +128,13 @@ class FastTier(CheckpointStore):
             elif not (self._shared.root / commit.name / MARKER).exists():
                 yield commit
 
-    def copy_share(self, commit: Commit, rank: int, world: int) -> None:
-        """Copy the files that fall to `rank` of `world`, each byte read, hashed, written and read back.
+    def copy_share(self, commit: Commit, rank: int, world: int) -> int:
+        """Copy the files that fall to `rank` of `world`, each byte read, hashed, written and read back; bytes copied.
 
         Files that are there and hold stay. Raises CheckpointError for one here that is missing, foreign or damaged,
         MachineError where the run directory's file system fails.
         """
-        source, target = self.root / commit.name, self._shared.root / commit.name
+        source, target, copied = self.root / commit.name, self._shared.root / commit.name, 0
         with storage(target, 0):
             target.parent.mkdir(exist_ok=True)
             target.mkdir(exist_ok=True)
@@ -142,13 +144,17 @@ class FastTier(CheckpointStore):
             for writer in range(rank, commit.world, world):
                 listed = commit.ranks[writer]
                 record = read_rank(source, writer, step=commit.step, term=commit.term, listed=listed)
-                _copy(source, target, record.data, rank)
-                _copy(source, target, listed, rank)
+                copied += _copy(source, target, record.data, rank)
+                copied += _copy(source, target, listed, rank)
         except OSError as error:
             raise damaged(source, "", error.strerror or "unreadable", "all of its files") from error
+        return copied
 
-    def publish(self, commit: Commit, rank: int) -> None:
-        """Rank 0 makes the copies a checkpoint of the run, once all ranks are done. Raises as `copy_share`."""
+    def publish(self, commit: Commit, rank: int, copied: int = 0) -> None:
+        """Rank 0 makes the copies, of `copied` bytes, a checkpoint of the run once all ranks are done.
+
+        Raises as `copy_share`.
+        """
         if rank:
             return
         target = self._shared.root / commit.name
@@ -160,7 +166,7 @@ class FastTier(CheckpointStore):
         fault_point("ckpt.after_commit")
         if read_commit(target) != commit:
             raise damaged(target, MARKER, "another commit", f"commit {commit.commit_hash}")
-        EventLog(self.run_dir).write("promote", name=commit.name)
+        EventLog(self.run_dir).write("promote", name=commit.name, bytes=copied)
         print(f"{commit.name} was copied from {self.root}", flush=True)
 
     def give_up(self, commit: Commit) -> None:
@@ -194,12 +200,12 @@ def _examine(directory: Path, term_hash: str) -> Commit | str:
     return commit
 
 
-def _copy(source: Path, target: Path, file: FileRecord, rank: int) -> None:
+def _copy(source: Path, target: Path, file: FileRecord, rank: int) -> int:
     path = target / file.file
     if path.exists():
         try:
             check_file(target, file)
-            return
+            return 0
         except CheckpointError:
             path.unlink()
     check_size(source, file)
@@ -207,6 +213,7 @@ def _copy(source: Path, target: Path, file: FileRecord, rank: int) -> None:
     if problem := file.wrong(written.blocks):
         path.unlink()
         raise damaged(source, file.file, *problem)
+    return file.bytes
 
 
 def _blocks(path: Path) -> Iterator[memoryview]:

@@ -8,13 +8,14 @@ Choosing and pruning are CheckpointStore's own, on a mirror that holds term reco
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from fmscale.durable import fsync_directory, link_new, publish_new, temporary_name
+from fmscale.durable import fsync_directory, publish_new, replace, temporary_name
 from fmscale.errors import CheckpointError, MachineError, RunHeldError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.terms import load_term, term_numbers, term_path
@@ -26,6 +27,7 @@ from fmscale.training.checkpoint_format import (
     Commit,
     check_file,
     damaged,
+    foreign_files,
     parse_directory_name,
     read_rank,
 )
@@ -121,7 +123,9 @@ class RemoteStore:
                 (run_dir / key).parent.mkdir(parents=True, exist_ok=True)
                 if not name or part[2] == MARKER:
                     (run_dir / key).write_bytes(self.bucket.get(key) or b"")
-            yield CheckpointStore(run_dir / "checkpoints")
+            store = CheckpointStore(run_dir / "checkpoints")
+            store.address = f"{self.bucket.url}/checkpoints"
+            yield store
 
     def fetch(self, commit: Commit, reader: int, readers: int) -> int:
         """Bring the files that fall to `reader` of `readers` here, checked; bytes that were read from the store.
@@ -146,7 +150,7 @@ class RemoteStore:
                 check_file(directory, record)
                 return 0
             except CheckpointError:
-                path.unlink()
+                pass  # it stays until there is a better one
         if there.get(key) != record.bytes:
             raise self._damaged(directory, record, f"{there.get(key, 0):,} bytes")
         temporary = temporary_name(path)
@@ -157,17 +161,20 @@ class RemoteStore:
                 self.bucket.fetch(key, temporary, record.bytes, check)
                 if problem := record.wrong(check.hashes()):
                     raise self._damaged(directory, record, *problem)
-                link_new(temporary, path)
+                os.replace(temporary, path)
+                fsync_directory(directory)
         finally:
             temporary.unlink(missing_ok=True)
         return record.bytes
 
     def publish(self, commit: Commit) -> None:
-        """Mark the fetched files as a checkpoint of this run."""
-        directory = self.run_dir / "checkpoints" / commit.name
-        (directory / MARKER).unlink(missing_ok=True)
-        publish_new(directory / MARKER, commit.to_bytes())
-        fsync_directory(directory.parent)
+        """Mark the fetched files as a checkpoint of this run. Raises CheckpointError for a foreign file among them."""
+        directory, content = self.run_dir / "checkpoints" / commit.name, commit.to_bytes()
+        for error in foreign_files(directory, commit.world, marker=True):
+            raise error
+        with storage(directory / MARKER, len(content)):
+            replace(directory / MARKER, content)
+            fsync_directory(directory.parent)
 
     def _damaged(self, directory: Path, record: FileRecord, found: str, expected: str = "") -> CheckpointError:
         expected = expected or f"{record.bytes:,} bytes"

@@ -1,123 +1,79 @@
-"""Before ranks agree on a checkpoint: bring here what the object store has and this run directory has not.
+"""What a start may take from the object store: commits that this run directory lacks, or has and cannot believe.
 
-Term records are made equal on both sides; then, if the newest commit of the run's lineage in the store lies after the
-newest one here, every rank fetches its share of the files, whole, since what is here is whole: each byte comes over
-the network once, however many ranks there are, and is checked before it gets its name. The marker comes last.
+Term records are made equal on both sides first, so that both have one history. Of a commit that is taken every rank
+fetches its share of the files, whole, since hashes are of whole files: each byte comes over the network once, however
+many ranks there are, and is checked before it gets its name. Files that are here and hold stay; so a checkpoint that
+is damaged here costs what is damaged. The marker comes last. Which commit is taken: fmscale/training/agree.py.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
+import shutil
 from collections.abc import Callable, Iterator
 
-import torch.distributed as dist
-
 from fmscale.config import Config
-from fmscale.errors import CheckpointError, FmscaleError
 from fmscale.observe.events import EventLog
 from fmscale.training.checkpoint import CheckpointStore
-from fmscale.training.checkpoint_format import Commit
+from fmscale.training.checkpoint_format import MARKER, Commit
 from fmscale.training.remote_store import RemoteStore
 
 Report = Callable[[str], None]
 
 
-def bring_back(
-    config: Config, store: CheckpointStore, rank: int, world: int, control: dist.ProcessGroup, roll_back: str | None
-) -> None:
-    """The newest commit of the store that holds is here, or one here is as new. roll_back: that one instead.
+class RemoteTier:
+    """The checkpoints of the run `store` that stand in its object store, of which it has one.
 
-    Raises on every rank MachineError where the store does not answer or refuses, CheckpointError where another run
-    stands in it, or where it has checkpoints of this run and neither one there holds nor one here.
+    Every method raises MachineError where the store does not answer or refuses.
     """
-    remote = RemoteStore(config.checkpoint.remote, config.run_dir, config.checkpoint.remote_timeout_s)
-    report: Report = _Report(config) if rank == 0 else _silent
-    offers = _offers(remote, store, roll_back, report) if rank == 0 else iter(())
-    while True:
-        offer = [_next(remote, offers, config.launch.timeout_s / 2)]
-        dist.broadcast_object_list(offer, src=0, group=control)
-        commit = offer[0]
-        if isinstance(commit, FmscaleError):
-            raise commit
-        if commit is None:
+
+    where = "in the object store"
+
+    def __init__(self, config: Config, store: CheckpointStore) -> None:
+        self._remote = RemoteStore(config.checkpoint.remote, config.run_dir, config.checkpoint.remote_timeout_s)
+        self._store, self._events = store, EventLog(config.run_dir)
+        self._patience_s = min(self._remote.limit_s, config.launch.timeout_s / 2)
+
+    def sync(self) -> None:
+        """Before anything here is looked at: the terms say what the history is. Raises as `RemoteStore.sync_terms`."""
+        self._remote.bucket.within(self._patience_s)  # the other ranks wait in a collective
+        self._remote.sync_terms()
+
+    def candidates(self, report: Report) -> Iterator[Commit]:
+        """The commits of the run's history that stand there, newest first; as CheckpointStore's."""
+        self._remote.bucket.within(self._patience_s)
+        with self._remote.mirror() as there:
+
+            def tell(text: str) -> None:
+                report(f"{text.replace(str(there.root), there.address)} ({self.where})")
+
+            yield from there.candidates(tell)
+
+    def named(self, name: str) -> Iterator[Commit]:
+        """The commit `name`, of whatever branch, if it stands there."""
+        self._remote.bucket.within(self._patience_s)
+        with self._remote.mirror() as there:
+            yield from (commit for commit in there.list() if commit.name == name)
+
+    def copy_share(self, commit: Commit, rank: int, world: int) -> int:
+        """Fetch what is lacking here of the files that fall to `rank` of `world`; bytes.
+
+        Raises CheckpointError for a file that is missing there or not as it was written.
+        """
+        self._remote.restart_clock()
+        return self._remote.fetch(commit, rank, world)
+
+    def publish(self, commit: Commit, rank: int, copied: int = 0) -> None:
+        """Rank 0 makes the files a checkpoint of the run, once all ranks are done. copied: by all of them, in bytes."""
+        if rank:
             return
-        remote.restart_clock()
-        outcomes = _together(functools.partial(remote.fetch, commit, rank, world), world, control)
-        problems = [outcome for outcome in outcomes if isinstance(outcome, FmscaleError)]
-        for problem in problems:
-            if not isinstance(problem, CheckpointError):
-                raise problem
-        if problems:
-            report(f"{commit.name} is passed over in the object store: {problems[0]}")
-            continue
-        if rank == 0:
-            remote.publish(commit)
-            got = sum(outcome for outcome in outcomes if isinstance(outcome, int))
-            EventLog(config.run_dir).write("fetch", name=commit.name, bytes=got, retries=remote.bucket.retries)
-            print(f"{commit.name} was fetched from {remote.bucket.url}", flush=True)
-        dist.barrier(group=control)
-        return
+        healed = (self._store.root / commit.name / MARKER).exists()
+        self._remote.publish(commit)
+        self._events.write("fetch", name=commit.name, bytes=copied, retries=self._remote.bucket.retries)
+        how = "was damaged here and is whole again" if healed else "was fetched"
+        print(f"{commit.name} {how}: {copied:,} bytes from {self._remote.bucket.url}", flush=True)
 
-
-def _offers(remote: RemoteStore, store: CheckpointStore, roll_back: str | None, report: Report) -> Iterator[Commit]:
-    remote.sync_terms()
-    with remote.mirror() as there:
-        if roll_back:
-            if not (store.root / roll_back).exists():
-                yield from (commit for commit in there.list() if commit.name == roll_back)
-            return
-        here = _newest(store)
-        refused: list[str] = []
-        for commit in there.candidates(report):
-            if here and commit.step <= here.step:
-                return
-            refused.append(commit.name)
-            yield commit
-        if refused and not here:
-            raise there.none_holds(refused)
-
-
-def _newest(store: CheckpointStore) -> Commit | None:
-    try:
-        return next(store.candidates(_silent), None)
-    except CheckpointError:
-        return None  # `agree_on_checkpoint` says so, if the store has none either
-
-
-def _next(remote: RemoteStore, offers: Iterator[Commit], limit_s: float) -> Commit | FmscaleError | None:
-    remote.bucket.within(min(remote.limit_s, limit_s))  # the other ranks wait in a collective
-    try:
-        return next(offers, None)
-    except FmscaleError as error:
-        return error
-
-
-def _together(work: Callable[[], int], world: int, control: dist.ProcessGroup) -> list[int | FmscaleError | None]:
-    """What `work` came to on each rank. It may take longer than a collective operation's limit."""
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        job = pool.submit(work)
-        outcomes: list[int | FmscaleError | None] = [None] * world
-        while None in outcomes:
-            concurrent.futures.wait([job], timeout=0.2)
-            outcome: int | FmscaleError | None = None
-            if job.done():
-                try:
-                    outcome = job.result()
-                except FmscaleError as error:
-                    outcome = error
-            dist.all_gather_object(outcomes, outcome, group=control)
-    return outcomes
-
-
-class _Report:
-    def __init__(self, config: Config) -> None:
-        self.events = EventLog(config.run_dir)
-
-    def __call__(self, text: str) -> None:
-        self.events.write("checkpoint_passed_over", text=text)
-        print(text, flush=True)
-
-
-def _silent(text: str) -> None:
-    return None
+    def give_up(self, commit: Commit) -> None:
+        """Remove what was fetched of one that does not hold."""
+        directory = self._store.root / commit.name
+        if not (directory / MARKER).exists():
+            shutil.rmtree(directory, ignore_errors=True)

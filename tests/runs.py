@@ -30,6 +30,10 @@ launch: {backend: torchrun, device: cpu}
 logging: {wandb: {mode: disabled}}
 """
 
+PATIENCE_S = 600.0
+"""How long a run is waited for before a test gives up. Far more than it takes on two idle cores: a machine may have
+other work; where it is the point of a test that something is quick, it measures that."""
+
 ON_RAY = ["launch.backend=ray", "engine=zero", "parallel.dp=2"]
 ON_RAY += ["train.steps=160", "checkpoint.every_steps=25", "eval.every_steps=10"]
 """A run long enough to be killed in the middle of, whose readers are asked again at each evaluation."""
@@ -66,12 +70,12 @@ class Run:
         command = [sys.executable, "-m", "launcher.cli", "train", *self.arguments(*more)]
         self.process = subprocess.Popen(command, stdout=log, stderr=log, text=True, env={**os.environ, **(env or {})})
 
-    def finish(self, timeout_s: float = 120.0) -> int:
+    def finish(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for it; its exit code."""
         assert self.process is not None, "not started"
         return self.process.wait(timeout_s)
 
-    def train(self, *more: str, env: dict[str, str] | None = None, timeout_s: float = 120.0) -> None:
+    def train(self, *more: str, env: dict[str, str] | None = None, timeout_s: float = PATIENCE_S) -> None:
         """Train to the end; a failure shows the run's output."""
         self.start(*more, env=env)
         assert self.finish(timeout_s) == 0, self.output()
@@ -83,7 +87,7 @@ class Run:
     def steps(self) -> list[dict[str, Any]]:
         return series(self.directory)
 
-    def wait_for(self, what: Callable[[], Any], timeout_s: float = 120.0, pause_s: float = 0.02) -> None:
+    def wait_for(self, what: Callable[[], Any], timeout_s: float = PATIENCE_S, pause_s: float = 0.02) -> None:
         """Until `what()` is true."""
         assert self.process is not None, "not started"
         deadline = time.monotonic() + timeout_s

@@ -7,6 +7,7 @@ directory is fsynced, so that the name survives a power cut too. Temporary names
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -65,6 +66,18 @@ def fsync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def look_anew(directory: Path) -> None:
+    """To be called before a file is looked for that another host may just have put into `directory`.
+
+    An NFS client also remembers that a name was not there, for as long as it believes to know the directory (acdirmin
+    to acdirmax, 30 to 60 s), and neither stat nor open of that name asks the server before. To open a directory does
+    (close-to-open consistency: nfs(5), and nfs_lookup_verify_inode in Linux's fs/nfs/dir.c), and if it has changed,
+    what was remembered of its names falls. Costs microseconds, on NFS a round trip; mounts with `nocto` keep waiting.
+    """
+    with contextlib.suppress(OSError):
+        os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def canonical_json(value: Any) -> bytes:

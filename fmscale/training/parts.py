@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fmscale.durable import fsync_directory, publish_new
+from fmscale.durable import fsync_directory, look_anew, publish_new
 from fmscale.errors import CheckpointError
 from fmscale.observe.faults import fault_point
 from fmscale.observe.terms import Term
@@ -68,8 +68,8 @@ def await_parts(directory: Path, world: int, timeout_s: float, check: Callable[[
     Raises CheckpointError naming the ranks that did not publish in `timeout_s`.
     """
     deadline, pause = time.monotonic() + timeout_s, 0.005
-    missing = list(range(world))
-    while missing := [rank for rank in missing if not (directory / json_name(rank)).exists()]:
+    missing: Sequence[int] = range(world)
+    while missing := missing_parts(directory, missing):
         check()
         if time.monotonic() > deadline:
             raise CheckpointError(
@@ -80,6 +80,12 @@ def await_parts(directory: Path, world: int, timeout_s: float, check: Callable[[
             )
         time.sleep(pause)
         pause = min(2 * pause, 0.5)
+
+
+def missing_parts(directory: Path, ranks: Sequence[int]) -> list[int]:
+    """Those of `ranks` whose JSON is not there."""
+    look_anew(directory)
+    return [rank for rank in ranks if not (directory / json_name(rank)).exists()]
 
 
 def add_up(

@@ -2,9 +2,9 @@
 
 A rank learns of it by SIGTERM or SIGUSR1 to itself, or, rank 0 alone, by the file RUN/stop-request. The file is how the
 supervisor and the driver reach ranks on whatever node, under Ray and torchrun alike: a signal would need the ranks'
-process ids and their hosts, and is seen no earlier, since a rank looks between steps only. It names the incarnation
-that it is meant for, so that it means nothing to the next one. What one rank knows, all learn in the exchange before a
-step (feed.py); then no rank trains that step, all save, and `StopRequested` ends them.
+process ids and their hosts, and is seen no earlier, since a rank looks between steps only (on NFS too: `look_anew`). It
+names the incarnation that it is meant for, so that it means nothing to the next one. What one rank knows, all learn in
+the exchange before a step (feed.py); then no rank trains that step, all save, and `StopRequested` ends them.
 
 Without a supervisor (the user's own torchrun or srun) ranks watch the time limit themselves.
 """
@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 from fmscale.config import LaunchConfig
-from fmscale.durable import replace
+from fmscale.durable import look_anew, replace
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 REQUEST = "stop-request"
@@ -78,6 +78,7 @@ class Stopping:
         return self._reason
 
     def _requested(self) -> str:
+        look_anew(self._file.parent)  # else it may come to light after the grace period only
         try:
             said = json.loads(self._file.read_bytes())
         except (OSError, ValueError):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -46,6 +48,31 @@ def test_the_file_reaches_rank_0_of_its_incarnation_only(tmp_path: Path, monkeyp
     withdraw_request(tmp_path)
     withdraw_request(tmp_path)
     assert not (tmp_path / REQUEST).exists()
+
+
+OPENED = """
+import os, sys
+from pathlib import Path
+opened = []
+sys.addaudithook(lambda event, arguments: opened.append(str(arguments[0])) if event == "open" else None)
+from fmscale.config import LaunchConfig
+from fmscale.training.parts import missing_parts
+from fmscale.training.stopping import Stopping
+directory = Path(sys.argv[1])
+for look, name in ((lambda: Stopping(directory, 0, LaunchConfig()).reason, "stop-request"),
+                   (lambda: missing_parts(directory, range(2)), None)):
+    del opened[:]
+    look()
+    assert str(directory) in opened, (look, opened)
+    assert name is None or opened.index(str(directory)) < opened.index(str(directory / name)), opened
+assert os.listdir(directory) == []
+"""
+
+
+def test_what_another_host_may_have_put_into_a_directory_is_looked_for_with_fresh_eyes(tmp_path: Path) -> None:
+    """There is no NFS here. What its client asks the server for is to open the directory; that this is done first."""
+    done = subprocess.run([sys.executable, "-c", OPENED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_in_another_thread_signals_stay_with_the_process(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fmscale.config import Config
 from fmscale.errors import MachineError, StopRequested
 from fmscale.observe.failure import of_rank
+from fmscale.training.calling_off import call_off
 from launcher.ranks import RankActor
 from launcher.ray_cluster import Cluster, is_gone
 
@@ -172,6 +173,8 @@ class RankGroup:
     ) -> Ending:
         """Wait until every other rank has noticed; kill those that do not. Ranks that were asked to stop have the grace
         period, which the supervisor watches."""
+        with contextlib.suppress(OSError):  # then they are replaced
+            call_off(self.config.run_dir, name)
         for rank in hung:
             self._members[rank].kill()
         waiting = {answer: rank for answer, rank in running.items() if rank not in hung}

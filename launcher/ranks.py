@@ -41,12 +41,12 @@ class RankActor:
         """Be spare `number`: have done once all that is slow for the first time."""
         from fmscale.training.warm import warm_up
 
-        pids.register(self.config.run_dir, "spare", number)
         warm_up(self.config)
+        pids.register(self.config.run_dir, "spare", number)
 
     def open_store(self, world: int, timeout_s: float) -> tuple[str, int]:
         """Rank 0 opens the meeting point of all ranks: (address, port)."""
-        from fmscale.training.worker import open_store
+        from fmscale.training.meeting import open_store
 
         self.store = open_store(world, timeout_s)
         return ray.util.get_node_ip_address(), int(self.store.port)
@@ -68,7 +68,9 @@ class RankActor:
 
         Raises what ends the rank; the actor can run again afterwards.
         """
-        from fmscale.training.worker import RankPlace, guarded, join_store, run_rank
+        from fmscale.training.meeting import join_store
+        from fmscale.training.place import RankPlace
+        from fmscale.training.worker import guarded, run_rank
 
         config = self.config
         _log_to(config.run_dir / "logs" / f"rank-{rank:05d}.log")

@@ -17,8 +17,11 @@ from pathlib import Path
 from fmscale.durable import publish_new
 from fmscale.errors import FmscaleError
 
-ECHOES = ("closed by peer", "gloo", "nccl", "connection reset", "timed out waiting", "broken pipe", "processgroup")
-"""Parts of the messages with which a collective operation reports that another rank is gone."""
+ECHOES = (
+    *("closed by peer", "gloo", "nccl", "connection reset", "timed out waiting", "broken pipe", "processgroup"),
+    "distnetworkerror",
+)
+"""Parts of the messages with which a collective operation, or the store, reports that another rank is gone."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,10 @@ FILE = "pids.json"
 
 
 def register(run_dir: Path, role: str, rank: int, node: str = "") -> None:
-    """Enter the calling process, replacing an entry of the same role, rank and node. node: the host name by default."""
+    """Enter the calling process, in place of an entry of the same role, rank and node, and of its own former role.
+
+    node: the host name by default.
+    """
     me = {
         "role": role,
         "rank": rank,
@@ -37,7 +40,7 @@ def register(run_dir: Path, role: str, rank: int, node: str = "") -> None:
             entry
             for entry in read(run_dir)
             if [entry[key] for key in ("role", "rank", "node")] != [me[key] for key in ("role", "rank", "node")]
-            and (entry["node"] != me["node"] or alive(entry))
+            and (entry["node"] != me["node"] or (entry["pid"] != me["pid"] and alive(entry)))
         ]
         content = json.dumps([*others, me], indent=1) + "\n"
         replace(run_dir / FILE, content.encode())

@@ -1,7 +1,7 @@
 """DeepSpeed, started so that it computes what the plain engine computes, quietly and without compiling anything.
 
-    alone = join(device)                                        # a process group, if there is none
-    ds = start(model, parameters, config, device, stage=...)    # a DeepSpeedEngine
+    with starting(device) as alone:                                 # makes a process group, if there is none
+        ds = start(model, parameters, config, device, stage=...)    # a DeepSpeedEngine
     stop(ds, alone)
 
 The one module that imports DeepSpeed (`engine_pipe` asks it for the pipeline's classes). What is settled here:
@@ -39,17 +39,25 @@ BUCKET = 50_000_000
 """Elements reduced or gathered at once: 200 MB in float32, enough to hide latency (DeepSpeed's default is 2 GB)."""
 
 
-def join(device: torch.device) -> bool:
-    """DeepSpeed wants a process group even for one process: make that one, unless the caller has. Returns whether."""
-    if dist.is_initialized():
-        return False
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-    return True
+@contextlib.contextmanager
+def starting(device: torch.device) -> Iterator[bool]:
+    """Around all that builds an engine: if that fails (a peer has died, say), another may be built in this process.
+
+    DeepSpeed wants a process group even for one process: makes that one, unless the caller has. Yields whether it did.
+    """
+    alone = not dist.is_initialized()
+    if alone:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    try:
+        yield alone
+    except BaseException:
+        _forget(alone)
+        raise
 
 
 def load_deepspeed(device: torch.device) -> Any:
-    """The module `deepspeed`, ready for `device`. torch.distributed is initialised; see `join`."""
+    """The module `deepspeed`, ready for `device`. torch.distributed is initialised; see `starting`."""
     # DeepSpeed asks the environment which accelerator there is and which GPU of this node is ours: `device` says so.
     os.environ["DS_ACCELERATOR"] = device.type
     os.environ["LOCAL_RANK"] = str(device.index or 0)
@@ -173,14 +181,20 @@ class Clip:
 
 
 def stop(ds: Any, alone: bool) -> None:
-    """Free what `start` made, so that another engine may start in this process. alone: what `join` returned."""
-    import deepspeed
-    from deepspeed.utils import groups
-
+    """Free what `start` made, so that another engine may start in this process. alone: what `starting` yielded."""
     with quiet():
         ds.destroy()
-    groups._release_process_group_references()
-    deepspeed.comm.comm.cdb = None
+    _forget(alone)
+
+
+def _forget(alone: bool) -> None:
+    """DeepSpeed keeps process groups in its modules, and would use them again after they are destroyed."""
+    if "deepspeed" in sys.modules:
+        import deepspeed
+        from deepspeed.utils import groups
+
+        groups._release_process_group_references()
+        deepspeed.comm.comm.cdb = None
     if alone:
         dist.destroy_process_group()
 

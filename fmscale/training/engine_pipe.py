@@ -30,7 +30,7 @@ from fmscale.model.pipeline_layers import (
     tied_logits,
 )
 from fmscale.topology import Topology
-from fmscale.training.deepspeed_start import Clip, join, load_deepspeed, quiet, start, stop
+from fmscale.training.deepspeed_start import Clip, load_deepspeed, quiet, start, starting, stop
 from fmscale.training.engine import Fragment, Read, StepOutput
 from fmscale.training.fragment_file import Range
 from fmscale.training.held import hold, initial_state
@@ -44,21 +44,21 @@ class PipeEngine:
 
     def __init__(self, config: Config, topology: Topology, rank: int, device: torch.device) -> None:
         self._device = device
-        self._alone = join(device)
         self._dp, self._micro_batch = topology.dp, config.train.micro_batch
         self._shape: tuple[int, ...] = ()
         self._loss = _WeightedLoss()
         # DeepSpeed's bf16 pipeline has one optimizer, and that shards its state whatever the stage: 0 is 1.
         stage = max(config.parallel.zero, 1) if config.train.precision == "bf16" else config.parallel.zero
-        load_deepspeed(device)
-        module = _pipeline_module(config.model, topology, self._loss)
-        named = [(_canonical_name(config.model, name), p) for name, p in module.named_parameters()]
-        self._ds = start(module, named, config, device, stage=stage)
-        self._held = hold(self._ds.optimizer, named, topology.dp, topology.data_rank(rank))
-        self._clip = None
-        if stage == 0:
-            self._clip = Clip(self._ds.optimizer, config.train.grad_clip, self._ds.grid.get_pipe_parallel_group())
-        self.load_fragments(initial_state(config, parameter_shapes(config.model)))
+        with starting(device) as self._alone:
+            load_deepspeed(device)
+            module = _pipeline_module(config.model, topology, self._loss)
+            named = [(_canonical_name(config.model, name), p) for name, p in module.named_parameters()]
+            self._ds = start(module, named, config, device, stage=stage)
+            self._held = hold(self._ds.optimizer, named, topology.dp, topology.data_rank(rank))
+            self._clip = None
+            if stage == 0:
+                self._clip = Clip(self._ds.optimizer, config.train.grad_clip, self._ds.grid.get_pipe_parallel_group())
+            self.load_fragments(initial_state(config, parameter_shapes(config.model)))
 
     @property
     def optimizer_steps(self) -> int:

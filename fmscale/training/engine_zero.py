@@ -21,7 +21,7 @@ from fmscale.corpus.batch import Batch
 from fmscale.model.decoder import Decoder, parameter_shapes
 from fmscale.model.loss import token_loss_sum
 from fmscale.topology import Topology
-from fmscale.training.deepspeed_start import Clip, join, loss_factor, start, stop
+from fmscale.training.deepspeed_start import Clip, loss_factor, start, starting, stop
 from fmscale.training.engine import Fragment, Read, StepOutput
 from fmscale.training.fragment_file import Range
 from fmscale.training.held import hold, initial_state
@@ -32,16 +32,16 @@ class ZeroEngine:
 
     def __init__(self, config: Config, topology: Topology, rank: int, device: torch.device) -> None:
         self._device = device
-        self._alone = join(device)
         self._micro_batch = config.train.micro_batch
         stage = config.parallel.zero
         self._factor = loss_factor(stage, topology.dp)
         model = Decoder(config.model).to(device)
         named = list(model.named_parameters())
-        self._ds = start(model, named, config, device, stage=stage)
-        self._held = hold(self._ds.optimizer, named, topology.dp, topology.data_rank(rank))
-        self._clip = Clip(self._ds.optimizer, config.train.grad_clip) if stage == 0 else None
-        self.load_fragments(initial_state(config, parameter_shapes(config.model)))
+        with starting(device) as self._alone:
+            self._ds = start(model, named, config, device, stage=stage)
+            self._held = hold(self._ds.optimizer, named, topology.dp, topology.data_rank(rank))
+            self._clip = Clip(self._ds.optimizer, config.train.grad_clip) if stage == 0 else None
+            self.load_fragments(initial_state(config, parameter_shapes(config.model)))
 
     @property
     def optimizer_steps(self) -> int:

@@ -10,19 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import datetime
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal
 
-import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from fmscale.config import Config, from_yaml
 from fmscale.corpus.ledger import Ledger
@@ -30,16 +24,20 @@ from fmscale.corpus.loader import Loader, LocalLoader
 from fmscale.corpus.sources import RunData, open_run_data
 from fmscale.errors import CheckpointError, FmscaleError, MachineError, StopRequested
 from fmscale.observe import failure, pids
+from fmscale.observe.faults import fault_point
 from fmscale.observe.heartbeat import Heartbeat
 from fmscale.observe.recorder import Recorder
 from fmscale.topology import Topology
 from fmscale.training.agree import agree_on_checkpoint
+from fmscale.training.calling_off import may_be_called_off
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.engine import build_engine
 from fmscale.training.fast_tier import FastTier
 from fmscale.training.feed import Feed
 from fmscale.training.lease import Lease
+from fmscale.training.meeting import join, leave
+from fmscale.training.place import RankPlace, place_from_environment, prepare_process
 from fmscale.training.remote_store import RemoteStore
 from fmscale.training.saver import Saver
 from fmscale.training.stopping import Stopping
@@ -49,20 +47,6 @@ from fmscale.training.upload import Uploader
 MakeLoader = Callable[..., Loader]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RankPlace:
-    """Where a rank stands, as decided by whoever places all of them: a rank never chooses for itself alone."""
-
-    rank: int
-    world: int
-    local_rank: int
-    device: Literal["cpu", "cuda"]
-    """cuda: one GPU of this node is this rank's."""
-    shows_progress: bool = True
-    store: Any = None
-    """The meeting point; None: the environment names it, as torchrun does."""
-
-
 def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
     """Train from the newest valid checkpoint to the last step.
 
@@ -70,16 +54,18 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
     """
     # The guard is inside: what ends this rank is written down before anything is cleared up, which may block.
     with contextlib.ExitStack() as stack, guarded(config.run_dir, place.rank):
-        device = _prepare_process(config, place)
+        device = prepare_process(config, place)
         pids.register(config.run_dir, "rank", place.rank)
         heart = stack.enter_context(Heartbeat(config.run_dir, place.rank))
         stopping = stack.enter_context(Stopping(config.run_dir, place.rank, config.launch))
-        control = _join(config, place, device)
-        stack.push(_leave_group)
-        data = open_run_data(config)
-        _require_one_ledger(data, place, control)
+        stack.push(leave)
         topology = Topology(dp=config.parallel.dp, pp=config.parallel.pp)
-        engine = build_engine(config, topology, place.rank, device)
+        with may_be_called_off(config.run_dir, os.environ.get("FMSCALE_INCARNATION", ""), place.store):
+            control = join(config, place, device)
+            data = open_run_data(config)
+            _require_one_ledger(data, place, control)
+            fault_point("engine.start", place.rank)
+            engine = build_engine(config, topology, place.rank, device)
         stack.callback(engine.close)
         store = CheckpointStore(config.run_dir / "checkpoints")
         fast = FastTier.of(config, store, place.rank, control)
@@ -142,62 +128,6 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
             trainer.run()
         except StopRequested as request:
             raise trainer.leave(request) from None
-
-
-def _prepare_process(config: Config, place: RankPlace) -> torch.device:
-    """Threads, determinism and device of this process; DeepSpeed reads LOCAL_RANK from the environment."""
-    os.environ.update(RANK=str(place.rank), WORLD_SIZE=str(place.world), LOCAL_RANK=str(place.local_rank))
-    torch.set_num_threads(config.train.threads_per_rank)
-    with contextlib.suppress(RuntimeError):  # only before the first parallel region; a spare process may be past it
-        torch.set_num_interop_threads(1)
-    if place.device == "cpu":
-        return torch.device("cpu")
-    visible = torch.cuda.device_count()
-    index = place.local_rank if visible > 1 else 0  # Ray shows a rank its own GPU alone; torchrun shows all of them
-    _require_gpus(index + 1, visible)
-    torch.cuda.set_device(index)
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    return torch.device("cuda", index)
-
-
-def _require_gpus(ranks: int, visible: int) -> None:
-    if visible < ranks:
-        raise MachineError(
-            "this node has fewer GPUs than ranks",
-            expected=f"a GPU for each of {ranks} ranks",
-            found=f"{visible} visible to torch",
-            do="start fewer ranks on this node, or set launch.device=cpu",
-        )
-
-
-def open_store(world: int, timeout_s: float) -> TCPStore:
-    """The meeting point of a run's ranks, on a port that the system chose (`.port`)."""
-    timeout = datetime.timedelta(seconds=timeout_s)
-    return TCPStore("0.0.0.0", 0, world, is_master=True, timeout=timeout, wait_for_workers=False)
-
-
-def join_store(address: str, port: int, world: int, timeout_s: float) -> TCPStore:
-    timeout = datetime.timedelta(seconds=timeout_s)
-    return TCPStore(address, port, world, is_master=False, timeout=timeout, wait_for_workers=False)
-
-
-def _join(config: Config, place: RankPlace, device: torch.device) -> dist.ProcessGroup:
-    """The default process group, and a gloo group for the small talk of the control path."""
-    timeout = datetime.timedelta(seconds=config.launch.timeout_s)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    where = {"store": place.store, "rank": place.rank, "world_size": place.world} if place.store else {}
-    dist.init_process_group(backend, timeout=timeout, **where)
-    group = dist.new_group(backend="gloo", timeout=timeout)
-    assert isinstance(group, dist.ProcessGroup), "this rank is in the control group"
-    return group
-
-
-def _leave_group(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-    """On an error NCCL's groups are left to the end of the process: to destroy them waits for kernels of dead peers."""
-    if error is None or dist.get_backend() != "nccl":
-        dist.destroy_process_group()
 
 
 def _open_term(
@@ -263,23 +193,6 @@ def guarded(run_dir: Path, rank: int) -> Iterator[None]:
         incarnation = os.environ.get("FMSCALE_INCARNATION") or f"unsupervised-{os.getpid()}"
         failure.record(run_dir, incarnation, rank, error)
         raise
-
-
-def place_from_environment(config: Config) -> RankPlace:
-    """As torchrun says it; srun's variables are translated by the job script.
-
-    launch.device=auto: a GPU if this node has one for each of its ranks, so that its ranks all choose the same.
-    Raises MachineError for launch.device=cuda where it has not.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world, local_rank, local_world = (int(os.environ[name]) for name in names)
-    device: Literal["cpu", "cuda"] = "cpu"
-    if config.launch.device != "cpu":
-        visible = torch.cuda.device_count()
-        if config.launch.device == "cuda":
-            _require_gpus(local_world, visible)
-        device = "cuda" if visible >= local_world else "cpu"
-    return RankPlace(rank=rank, world=world, local_rank=local_rank, device=device)
 
 
 def main(run_dir: Path) -> int:

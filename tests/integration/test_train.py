@@ -27,7 +27,8 @@ from fmscale.observe.metrics import eval_series, series
 from fmscale.training import block_file
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
-from fmscale.training.worker import RankPlace, run_rank
+from fmscale.training.place import RankPlace
+from fmscale.training.worker import run_rank
 from launcher.snapshot import enter
 from launcher.start import check
 from tests.ranks import RankError, run_ranks
@@ -349,7 +350,7 @@ def test_a_roll_back_to_what_is_damaged_or_not_there_says_so(root: Path, words: 
 def _heads(rank: int, world: int) -> str:
     import torch.distributed as dist
 
-    from fmscale.training.worker import RankPlace, _require_one_ledger
+    from fmscale.training.worker import _require_one_ledger
 
     def seen(rows: int) -> Any:
         ledger = Ledger().append("skip", {"rows": rows}, from_row=0, rows_consumed=0, steps=StepPlan.constant(8, 8))

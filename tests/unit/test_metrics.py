@@ -235,6 +235,13 @@ def test_pids_are_of_live_processes_once_each(tmp_path: Path) -> None:
         os.waitpid(pid, 0)
 
 
+def test_a_process_has_its_newest_role(tmp_path: Path) -> None:
+    """A spare that has taken a rank's place is no spare any more."""
+    pids.register(tmp_path, "spare", 3)
+    pids.register(tmp_path, "rank", 0)
+    assert [(entry["role"], entry["rank"], entry["pid"]) for entry in pids.read(tmp_path)] == [("rank", 0, os.getpid())]
+
+
 def test_many_processes_register_at_once(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     children = []

@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from fmscale.config import Config, load
 from fmscale.errors import MachineError
-from fmscale.training.worker import RankPlace, _leave_group, _prepare_process, place_from_environment
+from fmscale.training.meeting import leave
+from fmscale.training.place import RankPlace, place_from_environment, prepare_process
 
 
 def node(monkeypatch: pytest.MonkeyPatch, *, gpus: int, ranks: int, local_rank: int) -> None:
@@ -38,7 +39,7 @@ def test_auto_takes_gpus_where_every_rank_of_the_node_can_have_one(
         place = place_from_environment(config_of(wanted))
         assert (place.rank, place.world, place.local_rank, place.device) == (4 + local_rank, 8, local_rank, device)
         expected = torch.device("cuda", local_rank) if device == "cuda" else torch.device("cpu")
-        assert _prepare_process(config_of(wanted), place) == expected
+        assert prepare_process(config_of(wanted), place) == expected
 
 
 def test_wanted_gpus_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,12 +53,12 @@ def test_a_rank_obeys_its_place_whatever_it_sees(monkeypatch: pytest.MonkeyPatch
     """Ray shows an actor without a GPU all that the node has."""
     place = RankPlace(rank=0, world=8, local_rank=3, device="cpu", store=object())
     node(monkeypatch, gpus=8, ranks=8, local_rank=3)
-    assert _prepare_process(config_of("auto"), place) == torch.device("cpu")
+    assert prepare_process(config_of("auto"), place) == torch.device("cpu")
     node(monkeypatch, gpus=1, ranks=8, local_rank=3)
-    assert _prepare_process(config_of("auto"), replace(place, device="cuda")) == torch.device("cuda", 0)
+    assert prepare_process(config_of("auto"), replace(place, device="cuda")) == torch.device("cuda", 0)
     node(monkeypatch, gpus=0, ranks=8, local_rank=3)
     with pytest.raises(MachineError, match=r"fewer GPUs than ranks(?s:.*)0 visible"):
-        _prepare_process(config_of("auto"), replace(place, device="cuda"))
+        prepare_process(config_of("auto"), replace(place, device="cuda"))
 
 
 def test_after_an_error_the_groups_of_nccl_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +66,7 @@ def test_after_an_error_the_groups_of_nccl_are_left_alone(monkeypatch: pytest.Mo
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     monkeypatch.setattr(dist, "get_backend", lambda: "nccl")
     error = ValueError("the cause")
-    _leave_group(ValueError, error, None)
+    leave(ValueError, error, None)
     assert dist.is_initialized()
-    _leave_group(None, None, None)
+    leave(None, None, None)
     assert not dist.is_initialized()

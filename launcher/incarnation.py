@@ -1,7 +1,8 @@
 """One incarnation of a run: a driver (Ray's, or torchrun), watched until it ends, and nothing of it left behind.
 
 While it runs, requests to stop are passed on to the ranks and given `launch.grace_s`; under torchrun the ranks'
-heartbeats are watched here, on Ray by the driver (and here with a longer limit, should the driver itself be stuck).
+heartbeats and deaths are watched here, on Ray by the driver (and heartbeats here with a longer limit, should the driver
+itself be stuck).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import psutil
 from fmscale.config import Config
 from fmscale.errors import StopRequested
 from fmscale.observe.events import EventLog, read_events
-from fmscale.observe.failure import first_cause
+from fmscale.observe.failure import first_cause, of_rank
 from fmscale.observe.heartbeat import Hang, HeartbeatWatch, dump_stacks
 from fmscale.observe.metrics import last_step
 from fmscale.observe.oom import oom_kills
@@ -30,6 +31,7 @@ from fmscale.observe.terms import load_term, term_numbers
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import parse_directory_name
 from fmscale.training.stopping import request_stop, withdraw_request
+from launcher.deaths import Death, DeathWatch
 from launcher.requests import StopRequests
 from launcher.restarts import Ending
 
@@ -38,8 +40,11 @@ INCARNATION, RUN, ROLL_BACK = "FMSCALE_INCARNATION", "FMSCALE_RUN", "FMSCALE_ROL
 to start from where that is not the newest (fmscale/training/agree.py, which imports torch)."""
 
 LOOK_EVERY_S = 0.1
-LEAVE_S = 2.0
-"""Under torchrun: how long ranks and agent have to leave once a rank has said why it failed."""
+LEAVE_S = 0.7
+"""Under torchrun: how long the others have to leave once a rank has failed or died. A moment more than they wait for a
+save under way (fmscale/training/saver.py), and a death is told within a second."""
+AGENT_S = 3.0
+"""How long torchrun's agent has to tell how a rank died, where it knows that alone."""
 DRIVER_IS_STUCK_S = 120.0
 """On Ray: how much longer than `launch.timeout_s` ranks may be silent until the driver is taken to be stuck as well."""
 
@@ -70,60 +75,82 @@ class Incarnation:
                 preexec_fn=die_with_parent,
                 process_group=0,  # Ctrl-C in a terminal is for the supervisor: ranks are to save first
             )
+            watched = config.world_size if config.launch.backend == "torchrun" else 0
             try:
-                hang = self._wait(driver)
+                with contextlib.closing(DeathWatch(run_dir, watched, self.tag, driver)) as watch:
+                    hang = self._wait(watch)
+                    death = self._first_death(watch)
+                    if death is not None and death.exit_code is None:
+                        watch.kill_living()  # the agent waits for them
+                        with contextlib.suppress(subprocess.TimeoutExpired):
+                            driver.wait(AGENT_S)
             finally:
+                code = driver.poll()
                 driver.kill()
-                code = driver.wait()
+                driver.wait()
                 sweep(INCARNATION, self.tag)
                 withdraw_request(run_dir)
         step, judged = max(0, last_step(run_dir)), judged_by_driver(run_dir, self.tag)
         last = max((int(event["incarnation"].rpartition(".")[2]) for event in judged), default=-1)
         return Ending(
-            exit_code=code,
+            exit_code=1 if code is None else code,
             step=step,
             committed=committed_step(run_dir),
             moved=step > before,
             failure=first_cause(run_dir, self.tag, after=last),
             hang=str(hang) if hang else "",
+            rank=death.rank if death is not None else None,
+            rank_exit=death.exit_code if death is not None else None,
             # What the driver has recovered from is no cause of what came later.
             oom_kills=0 if judged else max(0, oom_kills() - kills),
             words="" if judged else _text_since(log, said),
         )
 
-    def _wait(self, driver: subprocess.Popen[bytes]) -> Hang | None:
-        """Until the driver has ended, hangs or is out of time."""
+    def _wait(self, watch: DeathWatch) -> Hang | None:
+        """Until the driver has ended, hangs or is out of time, or its ranks have failed."""
         asked_at: float | None = None
         failed_at: float | None = None
-        watch = self._watch()
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                driver.wait(LOOK_EVERY_S)
-                return None
+        heartbeats = self._heartbeats()
+        while not watch.wait(LOOK_EVERY_S):
+            now = time.monotonic()
             if self.requests.now:
                 self.killed = "stopped at once"
                 return None
             if asked_at is None and (reason := self.requests.reason):
-                asked_at = time.monotonic()
+                asked_at = now
                 self._pass_on(reason)
             if asked_at is not None:
-                if time.monotonic() - asked_at > self.config.launch.grace_s:
+                if now - asked_at > self.config.launch.grace_s:
                     self.killed = f"killed: not done within launch.grace_s={self.config.launch.grace_s:g}"
                     return None
-            elif failed_at is None and self._a_rank_failed():
-                failed_at = time.monotonic()
-            elif failed_at is not None and time.monotonic() - failed_at > LEAVE_S:
-                return None
-            elif watch is not None and (hang := watch.look()) is not None:
+                continue
+            if failed_at is None and self._a_rank_failed(watch):
+                failed_at = now
+            if failed_at is not None:
+                if watch.all_gone or now - failed_at > LEAVE_S:
+                    return None
+            elif heartbeats is not None and (hang := heartbeats.look()) is not None:
                 self._show(hang)
                 return hang
+        return None
 
-    def _a_rank_failed(self) -> bool:
-        """Whether a rank of torchrun's has said that it ends (on Ray the driver may replace it)."""
+    def _a_rank_failed(self, watch: DeathWatch) -> bool:
+        """Whether a rank of torchrun's is dead or has said that it ends (on Ray the driver may replace it).
+
+        Not where ranks stop as they were asked to, which may take `launch.grace_s`. One that leaves with exit code 0
+        may be the first that has done all, on a disk that did not take its last beat.
+        """
         if self.config.launch.backend != "torchrun":
             return False
         failure = first_cause(self.config.run_dir, self.tag)
-        return failure is not None and not failure.is_echo and failure.exit_code != StopRequested.exit_code
+        if failure is not None and failure.exit_code == StopRequested.exit_code:
+            return False
+        return any(death.exit_code != 0 for death in watch.deaths) or (failure is not None and not failure.is_echo)
+
+    def _first_death(self, watch: DeathWatch) -> Death | None:
+        """Of a rank that had no time to say why; the others died of that."""
+        silent = (death for death in watch.deaths if of_rank(self.config.run_dir, self.tag, death.rank) is None)
+        return next(silent, None)
 
     def _pass_on(self, reason: str) -> None:
         self.events.write("stop_requested", incarnation=self.tag, reason=reason)
@@ -133,7 +160,7 @@ class Incarnation:
             say(f"the ranks cannot be asked to stop: {error}")
         say(f"{reason}: saving and stopping, at most {self.config.launch.grace_s:g} s; Ctrl-C twice stops now")
 
-    def _watch(self) -> HeartbeatWatch | None:
+    def _heartbeats(self) -> HeartbeatWatch | None:
         launch = self.config.launch
         if not launch.hang_s:
             return None

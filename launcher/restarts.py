@@ -225,10 +225,10 @@ def _without_rank(words: str) -> str:
 
 def _death(ending: Ending) -> tuple[int | None, int | None]:
     """(rank, exit code) of the first rank that died: as the caller knows it, or as torchrun's log says."""
-    if ending.rank is not None or ending.rank_exit is not None:
-        return ending.rank, ending.rank_exit
     match = _ROOT_CAUSE.search(ending.words)
-    return (int(match[1]), int(match[2])) if match else (None, None)
+    if ending.rank_exit is not None or match is None:
+        return ending.rank, ending.rank_exit
+    return int(match[1]), int(match[2])
 
 
 def _signal_name(number: int) -> str:

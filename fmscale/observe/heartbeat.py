@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from fmscale.observe.events import utc_now
 from fmscale.observe.pids import kernel_start, state
@@ -41,6 +42,15 @@ def heartbeat_path(run_dir: Path, rank: int) -> Path:
 
 def stacks_path(run_dir: Path, rank: int) -> Path:
     return run_dir / "logs" / f"stacks-rank-{rank:05d}.txt"
+
+
+def last_beat(run_dir: Path, rank: int, incarnation: str) -> dict[str, Any] | None:
+    """What a rank of `incarnation` wrote last; None: nothing yet, or it is caught while it is written."""
+    try:
+        said: dict[str, Any] = json.loads(heartbeat_path(run_dir, rank).read_bytes())
+        return said if _belongs(said["incarnation"], incarnation) else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def age_s(run_dir: Path) -> float | None:

@@ -85,6 +85,17 @@ def state(pid: int, started: float) -> str:
     return fields[0] if fields and float(fields[19]) == started else "gone"
 
 
+def exit_code(pid: int, started: float) -> int | None:
+    """Of a process of this user's that has ended and that its parent has not waited for yet; -N: killed by signal N.
+
+    None: it runs, or is not there any more (proc(5), /proc/PID/stat, field 52).
+    """
+    fields = _stat(pid)
+    if not fields or float(fields[19]) != started or fields[0] != "Z":
+        return None
+    return os.waitstatus_to_exitcode(int(fields[49]))
+
+
 def _stat(pid: int) -> list[str]:
     """Fields of /proc/PID/stat from the third on (proc(5); Linux); none without the process."""
     try:

@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 ASK_AGAIN_S = 0.25
 """While training waits for a save, ranks tell each other this often that they are there; no collective times out."""
-FINISH_S, GIVE_UP_S = 1.0, 5.0
+FINISH_S, GIVE_UP_S = 0.5, 5.0
 """How long a rank that fails waits for the save under way, and then for its threads to give up."""
 
 

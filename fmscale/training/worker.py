@@ -15,6 +15,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -196,7 +197,11 @@ def guarded(run_dir: Path, rank: int) -> Iterator[None]:
 
 
 def main(run_dir: Path) -> int:
-    """One rank under torchrun or srun, with a loader of its own."""
+    """One rank under torchrun or srun, with a loader of its own.
+
+    If it fails it does not return, but ends the process: to take everything apart that torch and DeepSpeed have loaded
+    costs a second or more, and a run that is to come back waits for that.
+    """
     if sys.platform == "linux":  # torchrun's agent does not take its ranks along when it is killed
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     config = from_yaml((run_dir / "config.yaml").read_text())
@@ -204,9 +209,18 @@ def main(run_dir: Path) -> int:
         with guarded(run_dir, int(os.environ["RANK"])):
             run_rank(config, place_from_environment(config), LocalLoader)
     except FmscaleError as error:
-        print(error, file=sys.stderr, flush=True)
-        return error.exit_code
+        print(error, file=sys.stderr)
+        _end(error.exit_code)
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        _end(1)
     return 0
+
+
+def _end(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -44,12 +44,26 @@ def test_the_first_cause_is_shown_and_not_the_collectives_error(tmp_path: Path, 
     assert datetime.fromisoformat(ended).timestamp() - min(files) < 5
 
 
-@pytest.mark.slow
-def test_a_killed_rank_is_named_with_its_signal(tmp_path: Path, words: Path) -> None:
-    run = Run(tmp_path, "killed", words, TWO)
-    run.train(env={"FAULTS": "step.6/1:kill", "FAULTS_ONCE": str(tmp_path)})
+def test_a_killed_rank_is_named_with_its_signal_whatever_torchrun_and_the_others_do(
+    tmp_path: Path, words: Path
+) -> None:
+    """F01 under torchrun: neither its agent's word nor the others' leaving is waited for; here both are stopped."""
+    run = Run(tmp_path, "killed", words, [*TWO, "train.steps=60", "checkpoint.every_steps=20"])
+    run.start()
+    run.wait_for_step(25)
+    other, victim = run.pids("rank", 0)[0], run.pids("rank", 1)[0]
+    for pid in (psutil.Process(victim).ppid(), other):
+        os.kill(pid, signal.SIGSTOP)
+    killed = time.time()
+    os.kill(victim, signal.SIGKILL)
+    run.wait_for(lambda: incidents(run))
     (incident,) = incidents(run)
+    print(f"told {datetime.fromisoformat(incident['time']).timestamp() - killed:.2f} s after the kill")
     assert (incident["cause"], incident["words"]) == ("killed", "rank 1 was killed by SIGKILL")
+    assert run.finish() == 0, run.output()
+    assert [line["step"] for line in run.steps()] == list(range(1, 61))
+    assert [event["kind"] for event in read_events(run.directory)].count("hang") == 0
+    assert run.leftovers() == []
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ def commits(run: Run) -> list[int]:
 def test_a_rank_that_leaves_without_finishing_is_no_success(tmp_path: Path, words: Path) -> None:
     run = Run(tmp_path, "left", words, ["train.steps=8"])
     run.train(env={"FAULTS": "step.6:exit", "FAULTS_ONCE": str(tmp_path)})
-    assert "the ranks left before the last step, after step 5; restart 1 of 10" in run.output()
+    assert "rank 0 left with exit code 0 before the last step, after step 5; restart 1 of 10" in run.output()
     assert [line["step"] for line in run.steps()] == list(range(1, 9))
 
 

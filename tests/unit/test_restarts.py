@@ -62,6 +62,9 @@ LOST_NODE = "The actor is dead because its node has died. Node Id: 7f"
         ),
         ({"failure": ECHO, "rank": 1, "rank_exit": -9}, "killed", "rank 1 was killed by SIGKILL"),
         ({"failure": ECHO, "words": TORCHRUN.format(code=-9)}, "killed", "rank 1 was killed by SIGKILL"),
+        ({"rank": 1, "rank_exit": -9, "words": TORCHRUN.format(code=-15)}, "killed", "rank 1 was killed by SIGKILL"),
+        ({"rank": 0, "words": TORCHRUN.format(code=-9)}, "killed", "rank 1 was killed by SIGKILL"),
+        ({"failure": ECHO, "rank": 1, "rank_exit": 0}, "left early", "rank 1 left with exit code 0 before the la"),
         ({"words": TORCHRUN.format(code=-11)}, "crash", "rank 1 crashed with SIGSEGV"),
         ({"words": TORCHRUN.format(code=-63)}, "killed", "rank 1 was killed by signal 63"),
         (

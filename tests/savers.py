@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -59,7 +60,12 @@ class Rig:
 
 @contextmanager
 def rig(
-    run_dir: Path, term: int, parent: Commit | None = None, fast: FastTier | None = None, **settings: Any
+    run_dir: Path,
+    term: int,
+    parent: Commit | None = None,
+    fast: FastTier | None = None,
+    timeout_s: float = math.inf,
+    **settings: Any,
 ) -> Iterator[Rig]:
     """The saver of this rank in `term` of a run; of the only rank, where there is no process group yet.
 
@@ -90,6 +96,7 @@ def rig(
             control=control,
             heart=stack.enter_context(Heartbeat(run_dir, rank)),
             recorder=stack.enter_context(Recorder(config, term, CPU, console=False)) if rank == 0 else None,
+            timeout_s=timeout_s,
             fast=fast,
         )
         stack.callback(saver.close)

@@ -63,13 +63,17 @@ class Saver:
         control: dist.ProcessGroup,
         heart: Heartbeat,
         recorder: Recorder | None,
+        timeout_s: float = math.inf,
         fast: FastTier | None = None,
     ) -> None:
-        """fragments: `Engine.fragments`. parent, step: the checkpoint that the run goes on from, and its step."""
+        """fragments: `Engine.fragments`. parent, step: the checkpoint that the run goes on from, and its step.
+
+        timeout_s: how long a save that training waits for may stand still on this rank.
+        """
         self._config, self._store, self._fragments = config, store, fragments
         self._rank, self._term, self._control, self._recorder = rank, term, control, recorder
         self._parent, self._saved_step, self._heart = parent, step, heart
-        self._fast = fast
+        self._timeout_s, self._fast = timeout_s, fast
         self._save: Save | None = None
         self._problem: MachineError | None = None
         """Of the newest save that was no fast one."""
@@ -99,8 +103,8 @@ class Saver:
     def begin(self, step: int, rows: int, state: dict[str, Any], *, fast: bool = False) -> None:
         """Have the state after `step` saved; `state` is what rank 0 commits beside the tensors.
 
-        Waits for the save before it. Returns once the tensors may change. What is saved or on its way already is not
-        saved again. fast: in the fast tier, if the run has one.
+        Waits for the save before it, and raises MachineError where that stands still. Returns once the tensors may
+        change. What is saved or on its way already is not saved again. fast: in the fast tier, if the run has one.
         """
         store = self._fast if fast else self._store
         if store is None or step == self._saved_step:
@@ -108,7 +112,8 @@ class Saver:
         started = time.monotonic()
         self._wait()
         name = directory_name(step, self._term)
-        save = Save(step=step, name=name, store=store, started=started)
+        world = dist.get_world_size(self._control)
+        save = Save(step=step, name=name, store=store, world=world, started=started)
         if not fast:
             self._saved_step, self._problem = step, None
         room = next((problem for problem in self._gather(self._no_room(save)) if problem is not None), None)
@@ -124,8 +129,7 @@ class Saver:
         self._save = save
         save.work_at(lambda: store.write_rank(step, self._term, self._rank, part, save.moved), "write")
         if self._rank == 0:
-            world = dist.get_world_size(self._control)
-            save.work_at(lambda: self._commit(save, world, rows, state), "commit")
+            save.work_at(lambda: self._commit(save, rows, state), "commit")
         if self._image is None:
             self._wait()
         save.pause_s = time.monotonic() - started
@@ -145,6 +149,8 @@ class Saver:
         problem = next((progress.problem for progress in all_ranks if progress.problem is not None), None)
         if problem is not None:
             save.give_up.set()
+        if save.written == math.inf and all(progress.written for progress in all_ranks):
+            save.written = time.monotonic()
         if not all(progress.done for progress in all_ranks):
             return
         self._save = None
@@ -155,7 +161,8 @@ class Saver:
             self._failed(save, problem)
 
     def finish(self) -> None:
-        """Wait for the save under way. Raises MachineError, on every rank, if the newest one failed."""
+        """Wait for the save under way. Raises MachineError, on every rank, if the newest one failed, or where it stands
+        still."""
         self._wait()
         if self._problem is not None:
             raise self._problem
@@ -168,18 +175,27 @@ class Saver:
             wait(self._save.threads, GIVE_UP_S)
 
     def _wait(self) -> None:
-        seen = -1
+        """Until no save is under way. What stands still is a hang in the end, for whoever watches the heartbeats; and
+        where nobody does, it is this rank's end."""
+        seen, moved = ("", -1), time.monotonic()
         while self._save is not None:
-            if (now := self._save.lives) != seen:  # a disk that stands still is a hang in the end
+            if (now := self._save.lives) != seen:
                 self._heart.beat("save", self._save.step)
-                seen = now
+                seen, moved = now, time.monotonic()
+            elif time.monotonic() - moved > self._timeout_s:
+                raise MachineError(
+                    f"rank {self._rank} stands still in its part of {self._save.name} ({now[0]})",
+                    expected=f"some progress within launch.timeout_s={self._timeout_s:g}",
+                    found="none: the file system does not answer",
+                    do=f"look at {self._save.store.root}; a restart goes on from the checkpoint before",
+                )
             self.hear(self._gather(self.progress(ASK_AGAIN_S)))
 
-    def _commit(self, save: Save, world: int, rows: int, state: dict[str, Any]) -> Commit:
+    def _commit(self, save: Save, rows: int, state: dict[str, Any]) -> Commit:
         assert self._recorder is not None, "rank 0 records"
         self._recorder.before_commit()
         commit = save.store.commit(
-            save.step, self._term, world, rows, self._parent, state, timeout_s=math.inf, check=save.check
+            save.step, self._term, save.world, rows, self._parent, state, timeout_s=math.inf, check=save.looked
         )
         save.committed = time.monotonic()
         rule, say = self._config, save.said.append

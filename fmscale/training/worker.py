@@ -108,6 +108,7 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
             control=control,
             heart=heart,
             recorder=recorder,
+            timeout_s=config.launch.timeout_s,
             fast=fast,
         )
         stack.callback(saver.close)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -82,3 +84,32 @@ def test_a_hang_at_the_same_step_twice_stops_with_advice(tmp_path: Path, words: 
     assert "failed twice at the same step in the same way" in said
     assert "read logs/stacks-rank-*.txt" in said
     assert "found: rank 0 (in step of step 2" in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("point", "rank"), [("ckpt.before_rank/1", 1), ("ckpt.before_commit", 0)])
+def test_a_save_that_stands_still_is_a_hang_of_the_rank_whose_part_it_is(
+    tmp_path: Path, words: Path, undisturbed: Run, point: str, rank: int
+) -> None:
+    """Training goes on beside it; the next save waits for it, and the ranks that have nothing left to do beat."""
+    run = Run(tmp_path, "save", words, QUICK)
+    run.train(env={"FAULTS": f"{point}:hang", "FAULTS_ONCE": str(tmp_path)})
+    (hang,) = events(run, "hang")
+    assert hang["missing"] == [rank]
+    assert f"rank {rank} (in save of step 10 for 3." in hang["text"]
+    assert_same_curve(run, undisturbed)
+
+
+@pytest.mark.slow
+def test_where_nobody_watches_a_save_that_stands_still_ends_the_run(tmp_path: Path, words: Path) -> None:
+    """Under the user's own torchrun; without this it would be waited for for ever."""
+    run = Run(tmp_path, "alone", words, [*TWO, "launch.hang_s=0", "launch.timeout_s=20"])
+    flags = ["--standalone", "--nproc-per-node=2", "-m", "launcher.cli", "train"]
+    command = [sys.executable, "-m", "torch.distributed.run", *flags, *run.arguments()]
+    with (tmp_path / "alone.log").open("w") as log:
+        environment = {**os.environ, "FAULTS": "ckpt.before_rank/1:hang"}
+        run.process = subprocess.Popen(command, stdout=log, stderr=log, text=True, env=environment)
+    assert run.finish() != 0
+    said = (tmp_path / "alone.log").read_text()
+    assert "rank 1 stands still in its part of step-00000010.t0001 (write)" in said
+    assert "some progress within launch.timeout_s=20" in said

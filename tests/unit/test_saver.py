@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import subprocess
 import threading
@@ -19,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale.errors import CheckpointError, MachineError
-from fmscale.training import block_file, host_memory, saver
+from fmscale.observe.heartbeat import heartbeat_path
+from fmscale.training import block_file, checkpoint, host_memory, save, saver
 from fmscale.training.checkpoint_format import MARKER
 from fmscale.training.fragment_file import LiveFragments, in_file_order, layout_of
 from fmscale.training.host_image import HostImage
@@ -322,6 +324,93 @@ def test_all_ranks_learn_in_the_same_step_that_one_has_failed_and_nobody_writes_
     (commit,) = store_of(tmp_path).list()
     assert (commit.step, commit.world) == (2, 3)
     assert_holds(tmp_path, commit)
+
+
+# --- what never comes
+
+
+def _on_directories_of_their_own(rank: int, world: int, root: Path) -> tuple[str, list[str], list[str]]:
+    """What `finish` raised, what the run told, what is left."""
+    save.SEEN_S = 0.5
+    run_dir = root / f"node-{rank}"
+    with rig(run_dir, 1) as r:
+        r.save(1)
+        while not r.exchange():
+            time.sleep(0.01)
+        with pytest.raises(MachineError) as caught:
+            r.saver.finish()
+        return str(caught.value), r.remarks(), os.listdir(run_dir / "checkpoints")
+
+
+@pytest.mark.processes
+def test_parts_that_rank_0_never_sees_are_told_and_training_goes_on(tmp_path: Path) -> None:
+    """As where the run directory is each node's own."""
+    for rank in range(2):
+        start(tmp_path / f"node-{rank}")
+    (error, remarks, left), (other, _, _) = run_ranks(_on_directories_of_their_own, 2, tmp_path)
+    assert "the ranks have written step-00000001.t0001, and rank 0 does not see all of it" in error
+    assert "within 0.5 s" in error
+    assert "nothing from rank 1" in error
+    assert "on storage that all nodes share" in error
+    assert other == error
+    assert remarks[0].startswith("no checkpoint at step 1, training goes on: the ranks have written")
+    assert left == []
+
+
+def _one_writes_slowly(rank: int, world: int, run_dir: Path) -> list[str]:
+    save.SEEN_S = 0.2
+    disk = SlowDisk()
+    if rank == 1:
+        block_file._stream = disk.stream
+        threading.Timer(1.5, disk.gate.set).start()
+    with rig(run_dir, 1) as r:
+        r.save(1)
+        r.saver.finish()
+        return r.remarks()
+
+
+@pytest.mark.processes
+def test_a_rank_may_write_for_as_long_as_it_takes(tmp_path: Path) -> None:
+    start(tmp_path)
+    assert run_ranks(_one_writes_slowly, 2, tmp_path) == [[], []]
+    (commit,) = store_of(tmp_path).list()
+    assert_holds(tmp_path, commit)
+
+
+def beats(run_dir: Path) -> int:
+    return int(json.loads(heartbeat_path(run_dir, 0).read_bytes())["count"])
+
+
+def test_a_disk_that_does_not_answer_is_no_sign_of_life_and_the_end_of_the_rank_in_the_end(
+    tmp_path: Path, slow: SlowDisk
+) -> None:
+    """For whoever watches heartbeats it is a hang before that."""
+    with rig(tmp_path, start(tmp_path), timeout_s=1.0) as r:
+        r.save(1)
+        before = beats(tmp_path)
+        with pytest.raises(
+            MachineError, match=r"rank 0 stands still in its part of step-00000001.t0001 \(write\)"
+        ) as error:
+            r.saver.finish()
+        assert beats(tmp_path) <= before + 1
+        assert "some progress within launch.timeout_s=1" in str(error.value)
+        slow.gate.set()
+
+
+def test_so_is_a_commit_that_does_not_come_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    publish_new = checkpoint.publish_new
+
+    def late(path: Path, content: bytes) -> None:
+        assert gate.wait(30), "nobody opened the gate"
+        publish_new(path, content)
+
+    monkeypatch.setattr(checkpoint, "publish_new", late)
+    with rig(tmp_path, start(tmp_path), timeout_s=1.0) as r:
+        r.save(1)
+        with pytest.raises(MachineError, match=r"rank 0 stands still in its part of step-00000001.t0001 \(commit\)"):
+            r.saver.finish()
+        gate.set()
 
 
 # --- ends

@@ -68,7 +68,12 @@ def agreed(run_dir: Path) -> Commit | None:
         return commit_of(agree_on_checkpoint(config_of(run_dir), store_of(run_dir), 0, 1, control, RANGES))
 
 
-def _agree(rank: int, world: int, run_dir: Path) -> Commit | None:
+def aws() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+
+
+def _agree(rank: int, world: int, run_dir: Path, credentials: dict[str, str]) -> Commit | None:
+    os.environ.update(credentials)  # ranks have the environment of the first test that started any
     (run_dir / f"pid-{rank}").write_text(str(os.getpid()))
     control = dist.group.WORLD
     assert isinstance(control, dist.ProcessGroup)
@@ -257,7 +262,7 @@ def test_two_ranks_share_what_is_to_be_fetched(tmp_path: Path, server: Proxy) ->
     for file in files:
         flip(file)
     server.forget()
-    assert run_ranks(_agree, 2, run_dir) == [new, new]
+    assert run_ranks(_agree, 2, run_dir, aws()) == [new, new]
     assert_holds(run_dir, new)
     assert fetched(run_dir) == [(new.name, sum(file.stat().st_size for file in files))]
     assert sum(request.method == "GET" and "safetensors" in request.path for request in server.requests) == 2
@@ -281,10 +286,10 @@ def test_a_rank_that_is_killed_while_it_heals_costs_nothing(tmp_path: Path, serv
 
         server.fate = kills
         try:
-            results = run_ranks(_agree, 2, run_dir)
+            results = run_ranks(_agree, 2, run_dir, aws())
         except RankError:
             server.forget()
-            assert run_ranks(_agree, 2, run_dir) == [new, new]
+            assert run_ranks(_agree, 2, run_dir, aws()) == [new, new]
             assert_holds(run_dir, new)
             continue
         assert results == [new, new]

@@ -8,7 +8,8 @@ Keys are 64 bits (bands of minhash.py) or 128 (one band: hashes of whole texts).
 that it names and writes one file, whole or not at all. Tasks and partitions do not decide who is a duplicate of whom.
 
 On disk: 12 bytes a document and band (20 with 128 bits), 8 for a document with another one before it in its task, 16 a
-band for one with another in an earlier task. In memory: a task's keys, about three times; a merge's `records`.
+band for one with another in an earlier task. In memory: a task's keys twice and 60 bytes a document; 130 bytes for
+each of a merge's `records`.
 """
 
 from __future__ import annotations

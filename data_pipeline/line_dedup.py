@@ -9,8 +9,8 @@ al. 2020, all digits are one, which makes repetitions of the rows of a table). "
 whole corpus in pinned order, whatever tasks and partitions are. Raffel et al. 2020 (C4, section 2.2) keep one of each
 span of three sentences, Dubey et al. 2024 (Llama 3, section 3.1.1) remove lines found more than 6 times: `min_count` 7.
 
-On disk: 12 bytes a distinct line of a task, and 1. In memory: 40 bytes a distinct line while a task is counted, 13 for
-each that is to go while it is cleaned; in between a merge's `records`, and 1 byte a record of the partition.
+On disk: 12 bytes a distinct line of a task, and 1. In memory: 90 bytes a distinct line while a task is counted, 10 for
+each that is repeated while it is cleaned; in between a merge's `records`, and 1 byte a record of the partition.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A word is a run of letters, digits and `_`, whatever its case; each kana or CJK ideograph is one; all else separates.
 
 All in numpy over batches of documents, no Python loop over words, in slices of the text: the generators here hold some
-15 MB of arrays whatever the length of a document. A hash is a function of the words alone.
+30 MB of arrays at most whatever the length of a document. A hash is a function of the words alone.
 """
 
 from __future__ import annotations
@@ -14,18 +14,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
-# Classes of characters: 0 separates, 1 belongs to a word, 2 is a word by itself.
+
+def _belongs(character: str) -> bool:
+    """Whether it is part of a word; the same in every Unicode version that Python has shipped, below _TABLE_SIZE."""
+    return character.isalnum() or character == "_"
+
+
+_KINDS = bytes(point >= 0x80 or _belongs(chr(point)) for point in range(256))
+"""Of each byte of UTF-8: 1 inside words, 0 between. Those of characters beyond ASCII are looked at again."""
 _SINGLE_FIRST, _SINGLE_LAST = 0x3041, 0x9FFF
 """Kana and CJK ideographs are written without spaces between words."""
 _SEPARATORS = ((0x2000, 0x3040), (0xFF00, 0xFF0F), (0xFF1A, 0xFF20))
 """Punctuation and symbols beyond the table: general, mathematical, CJK, full-width."""
 _TABLE_SIZE = 0x590
-"""Latin, Greek, Cyrillic, Armenian: the same case and classes in every Unicode version that Python has shipped."""
-_WORD_MULTIPLIER = 0x9E3779B97F4A7C15
+"""Latin, Greek, Cyrillic, Armenian: what has two cases, but for rare scripts."""
+_LONG = 64
+"""Bytes from which on a word is hashed by itself."""
+_MASKS = np.array([(1 << 8 * size) - 1 for size in range(9)], np.uint64)
+"""The first `size` of 8 bytes."""
+_EDGE = np.uint8(0)
+_WORD_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _NGRAM_MULTIPLIER = 0xD6E8FEB86659FD93
 _SLICE = 1 << 18
 """Characters looked at together: fits the cache, and bounds memory for a document of any length."""
@@ -130,48 +143,84 @@ def code_points(text: str) -> npt.NDArray[Any]:
 
 def _slice_words(text: str) -> tuple[U64, I64]:
     """(hash [words], position of its first character [words])."""
-    points = code_points(text)
-    kinds, values = _classify(points)
-    edge = np.zeros(1, np.uint8)
-    alone = kinds == 2
-    starts = np.flatnonzero((kinds == 1) & (np.concatenate([edge, kinds[:-1]]) != 1) | alone)
-    ends = np.flatnonzero((kinds == 1) & (np.concatenate([kinds[1:], edge]) != 1) | alone) + 1
-    # A word's hash is a difference of prefix sums of value * M^position, with the power at its start divided out.
-    powers, inverses = _powers(_SLICE)
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(values * powers[: len(points)], dtype=np.uint64)])
-    return mix((sums[ends] - sums[starts]) * inverses[starts]), starts
+    data = text.encode()
+    folded, kinds = data.lower(), np.frombuffer(data.translate(_KINDS), np.uint8)
+    if len(data) == len(text):
+        turns = np.flatnonzero(np.diff(kinds, prepend=_EDGE, append=_EDGE))
+        starts, ends = turns[::2], turns[1::2]
+        return _hash(folded, starts, ends), starts
+    raw = np.frombuffer(data, np.uint8)
+    leads = np.flatnonzero(raw >= 0xC0)
+    points, widths = _decode(raw, leads)
+    folded, kinds, alone = _fold(folded, kinds, leads, points, widths)
+    turn = np.diff(kinds, prepend=_EDGE, append=_EDGE)  # 1 where a run of ones begins, -1 (255) where one has ended
+    begins, done = turn == 1, turn == 255
+    begins[alone] = done[alone + 3] = True  # words are apart: the n-th start and the n-th end are of the same one
+    starts, ends = np.flatnonzero(begins), np.flatnonzero(done)
+    places = np.cumsum(raw.view(np.int8) > -65, dtype=np.int32)  # characters up to and with that of each byte
+    return _hash(folded, starts, ends), places[starts] - np.int64(1)
 
 
-def _classify(points: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], U64]:
-    """Class and case-folded 64-bit value of each code point."""
-    kind_table, value_table = _tables()
-    if points.dtype == np.uint8:
-        return kind_table[points], value_table[points]
-    low = np.minimum(points, _TABLE_SIZE - 1)
-    kinds, values = kind_table[low], value_table[low]
-    far = points >= _TABLE_SIZE
-    kinds[far] = 1
-    for first, last in _SEPARATORS:
-        kinds[(points >= first) & (points <= last)] = 0
-    kinds[(points >= _SINGLE_FIRST) & (points <= _SINGLE_LAST)] = 2
-    values[far] = mix(points[far].astype(np.uint64))
-    return kinds, values
+def _hash(folded: bytes, starts: I64, ends: I64) -> U64:
+    """Of each word's bytes, which hold no NUL: 8 at a time, so that one of up to 8 has a hash of its own."""
+    eight = np.ndarray(len(folded) + 1, "<u8", folded + bytes(8), strides=(1,))  # the 8 bytes from each place on
+    lengths = ends - starts
+    hashes = mix(eight[starts] & _MASKS[np.minimum(lengths, 8)])
+    at, longer = 8, np.flatnonzero(lengths > 8)
+    while len(longer) and at < _LONG:
+        more = eight[starts[longer] + at] & _MASKS[np.minimum(lengths[longer] - at, 8)]
+        hashes[longer] = mix(hashes[longer] * _WORD_MULTIPLIER + more)
+        at += 8
+        longer = longer[lengths[longer] > at]
+    for word in longer.tolist():
+        hashes[word] = xxhash.xxh3_64_intdigest(folded[starts[word] : ends[word]])
+    return hashes
+
+
+def _decode(raw: npt.NDArray[np.uint8], leads: I64) -> tuple[npt.NDArray[np.uint32], I64]:
+    """(code point, bytes) of the characters beyond ASCII that begin at `leads`."""
+    first = raw[leads]
+    widths = 2 + (first >= 0xE0) + (first >= 0xF0).astype(np.int64)
+    points = first & (0xFF >> (widths + 1)).astype(np.uint32)
+    for k in (1, 2, 3):
+        some = slice(None) if k == 1 else np.flatnonzero(widths > k)
+        points[some] = points[some] << np.uint32(6) | raw[leads[some] + k] & np.uint8(0x3F)
+    return points, widths
+
+
+def _fold(
+    folded: bytes, kinds: npt.NDArray[np.uint8], leads: I64, points: npt.NDArray[np.uint32], widths: I64
+) -> tuple[bytes, npt.NDArray[np.uint8], I64]:
+    """With the characters beyond ASCII: (bytes in lower case, kinds, where those are that are words by themselves)."""
+    table, lower = _tables()
+    near = points < _TABLE_SIZE
+    separates = np.zeros(len(points), bool)
+    separates[near] = ~table[points[near]]
+    for begin, end in _SEPARATORS:
+        separates |= (points >= begin) & (points <= end)
+    single = (points >= _SINGLE_FIRST) & (points <= _SINGLE_LAST)
+    inside = kinds.copy()
+    for k in range(4):
+        inside[leads[(separates | single) & (widths > k)] + k] = 0
+    small = lower[points[near]]
+    changed = small != points[near]
+    if changed.any():
+        buffer = np.frombuffer(bytearray(folded), np.uint8)
+        at, small = leads[near][changed], small[changed]
+        buffer[at], buffer[at + 1] = 0xC0 | small >> 6, 0x80 | small & 0x3F
+        folded = buffer.tobytes()
+    return folded, inside, leads[single]
 
 
 @cache
-def _tables() -> tuple[npt.NDArray[np.uint8], U64]:
+def _tables() -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint32]]:
+    """(whether it belongs to a word, its lower case) of each of the first code points.
+
+    A letter whose lower case takes more characters or bytes than itself stays: U+0130, U+023A, U+023E.
+    """
     characters = [chr(point) for point in range(_TABLE_SIZE)]
-    kinds = np.array([c.isalnum() or c == "_" for c in characters], np.uint8)
-    folded = np.array([ord(c.lower()) if len(c.lower()) == 1 else ord(c) for c in characters], np.uint64)
-    return kinds, mix(folded)
-
-
-@cache
-def _powers(count: int) -> tuple[U64, U64]:
-    """M^(i+1) and its inverse modulo 2^64, for each place in a slice of so many characters."""
-    inverse = pow(_WORD_MULTIPLIER, -1, 1 << 64)
-    powers = np.multiply.accumulate(np.full(count, _WORD_MULTIPLIER, np.uint64))
-    return powers, np.multiply.accumulate(np.full(count, inverse, np.uint64))
+    lower = [low if len(low := c.lower()) == 1 and len(low.encode()) == len(c.encode()) else c for c in characters]
+    return np.array([_belongs(c) for c in characters]), np.array([ord(c) for c in lower], np.uint32)
 
 
 def mix(x: U64) -> U64:

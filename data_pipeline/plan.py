@@ -24,7 +24,7 @@ from fmscale import durable
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
-VERSION = 3
+VERSION = 4
 """Raise it when the same recipe and inputs begin to give other bytes: unfinished work of another version is redone."""
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import clusters as module
@@ -32,6 +32,7 @@ def reference(documents: int, edges: list[tuple[int, int]]) -> list[int]:
 
 
 @pytest.mark.parametrize("narrow", [1 << 32, 0])
+@settings(deadline=None)
 @given(data=st.data())
 def test_clusters_are_the_connected_components(narrow: int, data: st.DataObject) -> None:
     documents = data.draw(st.integers(1, 30))

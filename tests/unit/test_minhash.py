@@ -10,14 +10,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import xxhash
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import minhash, ngrams
 from data_pipeline.minhash import NO_KEY, curve, signatures
 
-PAIRS, WORDS, NEAR = 8000, 120, 0.75
-TO_COMPARE = 4000
+PAIRS, WORDS, NEAR = 6000, 120, 0.75
+TO_COMPARE = 3000
 """Pairs given to datasketch too, which takes its time."""
 Shingles = set[tuple[int, ...]]
 
@@ -77,8 +77,9 @@ def test_pairs_are_found_as_often_as_the_curve_says() -> None:
     expected = curve(jaccard())
     for low, high in ((0.5, 0.65), (0.65, 0.75), (0.75, 0.85), (0.85, 1.1)):
         level = (jaccard() >= low) & (jaccard() < high)
-        assert level.sum() > 1000
-        assert found_by_us()[level].mean() == pytest.approx(expected[level].mean(), abs=0.02), (low, high)
+        deviation = np.sqrt((expected[level] * (1 - expected[level])).sum())
+        assert deviation < 0.016 * level.sum()
+        assert abs(found_by_us()[level].sum() - expected[level].sum()) < 3 * deviation, (low, high)
     assert quality(found_by_us()) == pytest.approx(quality(expected), abs=0.02)
 
 
@@ -100,6 +101,7 @@ def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_slices")
+@settings(deadline=None)
 @given(
     st.lists(st.text(alphabet="ab \n.日", max_size=150), max_size=6),
     st.sampled_from([(14, 8, 5), (3, 1, 1), (2, 5, 3)]),

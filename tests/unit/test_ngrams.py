@@ -7,11 +7,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline import ngrams as module
-from data_pipeline.ngrams import ngram_hashes, ngrams
+from data_pipeline.ngrams import ngram_hashes, ngrams, word_hashes
 
 # Letters with case and accents, other scripts, digits, underscores, punctuation of each kind, white space.
 TEXT = st.text(alphabet="aAbBéÉдДß_09 \n\t.,-'\u2014\u3002\uff0c\u65e5\u672c\u306e\u0e01\ud55c\U0001f600", max_size=60)
@@ -29,6 +29,7 @@ def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_slices")
+@settings(deadline=None)
 @given(st.lists(TEXT, max_size=5), st.integers(1, 4))
 def test_ngrams_are_equal_where_words_are(texts: list[str], n: int) -> None:
     """One hash per window of words, inside a text only; equal hashes exactly for equal words."""
@@ -59,6 +60,7 @@ def test_ngrams_do_not_depend_on_company_or_layout() -> None:
 
 
 @pytest.mark.usefixtures("short_slices")
+@settings(deadline=None)
 @given(st.lists(TEXT, max_size=8), st.integers(1, 5))
 def test_a_short_text_is_one_ngram_if_that_is_asked_for(texts: list[str], n: int) -> None:
     """As many as without it, but one for a text of 1 to n - 1 words, the same for the same words."""
@@ -77,6 +79,7 @@ def test_a_short_text_is_one_ngram_if_that_is_asked_for(texts: list[str], n: int
 
 
 @pytest.mark.usefixtures("short_slices")
+@settings(deadline=None)
 @given(st.lists(st.text(alphabet="ab \n,\u65e5", max_size=40).map(lambda text: text * 8), min_size=1, max_size=4))
 def test_words_longer_than_a_slice_do_not_depend_on_company(texts: list[str]) -> None:
     together = list(ngrams(texts, 2, short=True))
@@ -94,3 +97,38 @@ def test_ngrams_of_a_long_text_take_a_slice_of_memory() -> None:
     tracemalloc.stop()
     assert count == (4 << 19) - 4
     assert peak < 20 << 20, "all n-grams at once are 16 MB, with their owners 32"
+
+
+def words_of(text: str) -> tuple[list[int], list[int]]:
+    """(hashes, positions) of the words of a text that is one slice."""
+    ((hashes, starts, _),) = word_hashes(text)
+    return hashes.tolist(), starts.tolist()
+
+
+@settings(deadline=None)
+@given(TEXT.filter(bool))
+def test_words_are_where_they_are(text: str) -> None:
+    """At their first character, whatever the bytes of those before."""
+    hashes, starts = words_of(text)
+    assert starts == [match.start() for match in WORD.finditer(text)]
+    assert len(set(hashes)) == len(set(split(text)))
+
+
+@pytest.mark.parametrize("filler", ["", "\u65e5"], ids=["ascii", "wide"])
+def test_letters_digits_and_their_case(filler: str) -> None:
+    """Of every character below Hebrew: what python calls alphanumeric joins, and upper case is lower case."""
+    for character in map(chr, range(0x590)):
+        found, _ = words_of(f"{filler} x{character}x")
+        joins = character.isalnum() or character == "_"
+        assert len(found) == len(filler) + 2 - joins, repr(character)
+        lower = character.lower()
+        if joins and len(lower) == 1 and len(lower.encode()) == len(character.encode()):
+            assert found == words_of(f"{filler} X{lower}X")[0], repr(character)
+
+
+def test_long_words_are_told_apart_by_every_character() -> None:
+    word = "".join(chr(97 + i * i % 26) for i in range(140))
+    many = [word[:size] for size in range(1, 140)] + [word[:i] + "0" + word[i + 1 :] for i in range(140)]
+    hashes, _ = words_of(" ".join(many))
+    assert len(set(hashes)) == len(set(many)) == 279
+    assert hashes == [words_of(f"{' ' * place}{other.upper()} ")[0][0] for place, other in enumerate(many)]

@@ -15,11 +15,12 @@ import numpy.typing as npt
 from data_pipeline import holdout
 from data_pipeline.document import drop
 from data_pipeline.holdout import TRAIN
-from data_pipeline.join import counts_of, dropped_by
+from data_pipeline.join import clusters_of, counts_of, dropped_by, pass_at_end_of
 from data_pipeline.phases import phases, source
 from data_pipeline.pipeline import auto_heldout_chunk_tokens, recipe_record
 from data_pipeline.plan import Work, from_array, load, tokenizer_of
 from data_pipeline.quarantine import quarantined
+from data_pipeline.survey import Survey, write_survey
 from data_pipeline.text_store import lines_writer
 from fmscale import durable
 from fmscale.corpus.chunks import Cutter, Stream
@@ -59,7 +60,8 @@ def finish(work: Work, output: Path) -> Manifest:
             do="give more text, or set a smaller chunk_tokens (at least data.seq_len)",
         )
     records, dropped, tally = _counts(work)
-    survivors = _survivors(work, work.map_array("grams")[met], dropped)  # sorted, as all n-grams are
+    survey = _survey(work)
+    survivors = _survivors(work, work.map_array("grams")[met], dropped, survey)  # sorted, as all n-grams are
     lengths = [load(work.write_file(task), "held_docs")[0]["length"] for task in work.tasks]
     held_tokens = sum(int(length[kept].sum()) for length, kept in zip(lengths, survivors, strict=True))
     held_chunk = plan.recipe.heldout_chunk_tokens or auto_heldout_chunk_tokens(held_tokens, plan.chunk_tokens)
@@ -69,10 +71,13 @@ def finish(work: Work, output: Path) -> Manifest:
     trained, held = int((kinds == TRAIN).sum()), sum(int(kept.sum()) for kept in survivors)
     counts = {"in": records.total(), "out": trained + held, "train": trained, "heldout": held}
     assert counts["in"] == counts["out"] + dropped.total(), f"documents got lost: {counts}, dropped {dict(dropped)}"
+    told = {"out": survey.kept.documents, "dropped": survey.dropped.documents}
+    assert told == {"out": counts["out"], "dropped": dropped.total()}, f"surveyed {told}, counted {counts}"
     by_reason = Counter[str]()
     for (_, reason), count in dropped.items():
         by_reason[reason] += count
     _publish_beside(work, output, records, dropped)
+    write_survey(output, survey, plan.id)
     recipe = {**recipe_record(plan.recipe), "plan": plan.id, "left_out_files": plan.inputs.left_out}
     return publish(
         output,
@@ -104,7 +109,22 @@ def _counts(work: Work) -> tuple[Counter[int], FileCounts, Counter[str]]:
     return records, dropped, tally
 
 
-def _survivors(work: Work, met: npt.NDArray[np.uint64], dropped: FileCounts) -> list[npt.NDArray[np.bool_]]:
+def _survey(work: Work) -> Survey:
+    """What the tasks saw of the documents' fates, and the passes of their clusters."""
+    total = Survey()
+    for phase in range(len(phases(work.plan().recipe))):
+        for task in work.tasks:
+            total.merge(Survey.from_json(from_array(load(work.scan_file(phase, task), "survey")[0])))
+        if clusters := clusters_of(work, phase):
+            total.add_clusters(pass_at_end_of(work, phase).reason, clusters)
+    for task in work.tasks:
+        total.merge(Survey.from_json(from_array(load(work.write_file(task), "survey")[0])))
+    return total
+
+
+def _survivors(
+    work: Work, met: npt.NDArray[np.uint64], dropped: FileCounts, survey: Survey
+) -> list[npt.NDArray[np.bool_]]:
     """Of each task, bool [held-out documents]: what stays. The others are counted, and kept if the recipe asks."""
     recipe = work.plan().recipe
     count = len(phases(recipe))
@@ -112,6 +132,8 @@ def _survivors(work: Work, met: npt.NDArray[np.uint64], dropped: FileCounts) -> 
     for task in work.tasks:
         kept, gone = holdout.survivors(work, count - 1, task, met, dropped)
         survivors.append(kept)
+        for reason, number in Counter(gone.values()).items():
+            survey.drop_later(reason, number)
         if recipe.keep_dropped and gone:
             with lines_writer(work.dropped_file(count + 1, task)) as show:
                 for document in source(work, count, task):

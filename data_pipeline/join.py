@@ -73,3 +73,9 @@ def dropped_by(work: Work, phase: int) -> Counter[tuple[int, str]]:
     """What the pass at the end of `phase` took out, by file and reason."""
     lines = json.loads(work.joined_file(phase).read_bytes())["dropped"]
     return Counter({(file, reason): count for file, reason, count in lines})
+
+
+def clusters_of(work: Work, phase: int) -> dict[int, int]:
+    """Clusters of the same that the pass at the end of `phase` found, by size."""
+    found = json.loads(work.joined_file(phase).read_bytes())["clusters"]
+    return {int(size): count for size, count in found.items()}

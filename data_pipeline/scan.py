@@ -26,6 +26,7 @@ from data_pipeline.plan import Work, as_array, save
 from data_pipeline.progress import Done
 from data_pipeline.registry import steps_of
 from data_pipeline.rule import batches
+from data_pipeline.survey import Survey
 from data_pipeline.text_store import TextWriter, lines_writer
 from fmscale import durable
 
@@ -76,7 +77,7 @@ def _scan(work: Work, task: int, phase: int) -> Done:
     current = phases(plan.recipe)[phase]
     ends = passes.of(current.ends) if current.ends else holdout.Holdout(plan.recipe)
     keys = ends.keys(work)
-    counts, clock = Counts(), Clock()
+    counts, survey, clock = Counts(), Survey(), Clock()
     rows: list[int] = []
     files: list[int] = []
     steps = steps_of(current.steps, clock)
@@ -84,7 +85,11 @@ def _scan(work: Work, task: int, phase: int) -> Done:
         steps.insert(0, passes.of(current.begins).step(work, phase - 1, task))
     with contextlib.ExitStack() as stack:
         texts = stack.enter_context(TextWriter(work.text_file(phase, task))) if stores(current) else None
-        show = stack.enter_context(lines_writer(work.dropped_file(phase, task)))
+        write_dropped = stack.enter_context(lines_writer(work.dropped_file(phase, task)))
+
+        def show(rejected: Document) -> None:
+            survey.add(rejected)
+            write_dropped(rejected)
 
         def read() -> Iterator[Document]:
             for document in clock.measure("read", documents(work, phase, task, show)):
@@ -110,9 +115,11 @@ def _scan(work: Work, task: int, phase: int) -> Done:
                         texts.write(document)
     with clock.part(f"keys of {ends.name}"):
         keys.write(work.keys_file(phase, task))
+    survey.add_seconds(clock.seconds)
     save(
         work.scan_file(phase, task),
         counts=as_array(counts.to_json()),
+        survey=as_array(survey.to_json()),
         count=np.array(len(rows)),
         rows=np.array(rows, np.uint32),
         files=np.array(files, np.uint32),

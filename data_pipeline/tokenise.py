@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from data_pipeline.clock import Clock
 from data_pipeline.document import Document, drop
 from data_pipeline.holdout import DUPLICATE, HELDOUT, TRAIN
 from data_pipeline.ngrams import ngram_hashes
@@ -14,6 +15,7 @@ from data_pipeline.phases import phases, source
 from data_pipeline.plan import Work, as_array, save, tokenizer_of
 from data_pipeline.progress import Done
 from data_pipeline.rule import batches
+from data_pipeline.survey import Survey
 from data_pipeline.text_store import lines_writer
 from fmscale.corpus.chunks import Cutter, Stream, document_id, make_docs
 from fmscale.corpus.chunks import join as join_streams
@@ -31,17 +33,26 @@ def tokenise(work: Work, task: int) -> Done:
     dtype = token_dtype(tokenizer.vocab_size)
     cutter = Cutter(plan.chunk_tokens, dtype)
     heldout: list[Stream] = []
+    clock, survey = Clock(), Survey()
     count = 0
 
     phase = len(phases(plan.recipe))
-    with lines_writer(work.dropped_file(phase, task)) as show:
+    with lines_writer(work.dropped_file(phase, task)) as write_dropped:
 
         def kept() -> Iterator[Document]:
-            for document in source(work, phase, task):
+            for document in clock.measure("read texts", source(work, phase, task)):
                 if kinds[document.row] in (TRAIN, HELDOUT):
                     yield document
                 elif kinds[document.row] == DUPLICATE:
-                    show(drop(document, "duplicate"))
+                    survey.add(rejected := drop(document, "duplicate"))
+                    write_dropped(rejected)
+
+        def encode(documents: list[Document]) -> Stream:
+            with clock.part("tokenise"):
+                stream = _encode(tokenizer, documents)
+            for document, length in zip(documents, stream.docs["length"].tolist(), strict=True):
+                survey.add(document, length)
+            return stream
 
         def chunks() -> Iterator[Stream]:
             nonlocal count
@@ -49,16 +60,20 @@ def tokenise(work: Work, task: int) -> Done:
                 count += len(batch)
                 training = [document for document in batch if kinds[document.row] == TRAIN]
                 if len(grams.met):
-                    grams.meet(ngram_hashes([d.text for d in training], plan.recipe.decontaminate_ngram)[0])
-                heldout.append(_encode(tokenizer, [d for d in batch if kinds[d.row] == HELDOUT]))
-                yield from cutter.add(_encode(tokenizer, training))
+                    with clock.part("look up held-out n-grams"):
+                        grams.meet(ngram_hashes([d.text for d in training], plan.recipe.decontaminate_ngram)[0])
+                heldout.append(encode([d for d in batch if kinds[d.row] == HELDOUT]))
+                yield from cutter.add(encode(training))
 
-        parts = write_parts(work.parts, "train", f"{task:05d}", chunks())
+        with clock.part("write shards"):
+            parts = write_parts(work.parts, "train", f"{task:05d}", chunks())
     expected = int(np.isin(kinds, (TRAIN, HELDOUT)).sum())
     assert count == expected, f"task {task} has {count} documents to tokenise, {expected} when scanned"
     held = join_streams(heldout, dtype)
+    survey.add_seconds(clock.seconds)
     save(
         work.write_file(task),
+        survey=as_array(survey.to_json()),
         parts=as_array([part.to_json() for part in parts]),
         tail_tokens=cutter.tail.tokens,
         tail_docs=cutter.tail.docs,

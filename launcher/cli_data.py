@@ -127,6 +127,21 @@ def inspect(
 
 
 @data_app.command()
+def report(
+    corpus: Path,
+    output: Annotated[Path | None, typer.Option(help="The file to write; default: report.html in the corpus.")] = None,
+) -> None:
+    """What became of the input, on one page of HTML that opens offline: reasons, lengths, languages, samples, times."""
+    from data_pipeline.report import PAGE_FILE, Report
+    from data_pipeline.report_page import page
+    from fmscale import durable
+
+    path = output or corpus / PAGE_FILE
+    durable.replace(path, page(Report.of(corpus)).encode())
+    typer.echo(f"report: {path}")
+
+
+@data_app.command()
 def mix(
     settings: Settings,
     plot: Annotated[Path | None, typer.Option(help="Also draw the plan into this .svg, .png or .pdf.")] = None,

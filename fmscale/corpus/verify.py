@@ -22,6 +22,9 @@ from fmscale.corpus.shards import Corpus, manifests
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
+COMPANIONS = ("report.json", "times.json", "report.html", "inputs.csv")
+"""What may stand beside a manifest and is no part of the corpus: what became of the input (docs/data.md)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Damage:
@@ -100,7 +103,7 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
         directory, manifest = parts[0].directory, parts[0].manifest
         generations += 1
         named = (MARKER, TOKENIZER_FILE, manifest.index.file, manifest.inputs.file)
-        known |= {directory, *(directory / name for name in named)}
+        known |= {directory, *(directory / name for name in (*named, *COMPANIONS))}
         known |= {directory / shard.file for part in parts for shard in part.shards}
         for check, name in ((check_tokenizer, TOKENIZER_FILE), (read_inputs, manifest.inputs.file)):
             try:

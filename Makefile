@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PEERS  ?= .venv-bench
 PEERS_STAMP := $(PEERS)/.installed
+PEERS_DATA_STAMP := $(PEERS)-data/.installed
 # Ray gives each rank one slot; `timeout` makes a hang an error of its own.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-full lint format clean bench-loader bench-seek bench-reader-kills bench-shuffle bench-real bench-checkpoint bench-reshard bench-recovery soak-kill
+.PHONY: help install demo test test-full lint format clean bench-loader bench-seek bench-reader-kills bench-shuffle bench-real bench-checkpoint bench-reshard bench-recovery bench-data soak-kill
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +26,7 @@ help:
 	@echo "make bench-checkpoint    what a checkpoint costs training, ours and DeepSpeed's (8 minutes)"
 	@echo "make bench-reshard       resuming at another topology, beside DeepSpeed's conversion (8 minutes; 10 GB of disk)"
 	@echo "make bench-recovery      from kill -9 of a rank to its next step; hangs (15 minutes)"
+	@echo "make bench-data          cleaning, de-duplicating and tokenising beside datatrove (30 minutes; 3 GB of disk; Debian's apt)"
 	@echo "make soak-kill           a hundred random kills of one run, and not a bit changed (25 minutes)"
 	@echo "                         (what these said on our machine: benchmarks/results/)"
 
@@ -61,6 +63,13 @@ $(PEERS_STAMP): benchmarks/peers/requirements.txt
 	@$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+# An environment of its own: it wants older libraries than the other peers.
+$(PEERS_DATA_STAMP): benchmarks/peers/data-requirements.txt
+	@test -d $(PEERS)-data || $(PYTHON) -m venv $(PEERS)-data
+	@echo "installing datatrove into $(PEERS)-data (about 1 GB)"
+	@$(PEERS)-data/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
 bench-loader: $(STAMP) $(PEERS_STAMP)
 	$(BIN)/python -m benchmarks.order
 	$(BIN)/python -m benchmarks.verify_cost
@@ -87,6 +96,9 @@ bench-reshard: $(STAMP)
 bench-recovery: $(STAMP)
 	$(BIN)/python -m benchmarks.recovery
 
+bench-data: $(STAMP) $(PEERS_DATA_STAMP)
+	$(BIN)/python -m benchmarks.data --peers $(PEERS)-data/bin/python
+
 soak-kill: $(STAMP)
 	$(BIN)/python -m benchmarks.soak_kill
 
@@ -95,4 +107,4 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(PEERS) runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(PEERS)-data runs build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -115,6 +115,15 @@ def write(trees: Iterator[tuple[str, Path]], out: Path) -> None:
     print(f"pages.jsonl xxh3_128 {pages_digest.hexdigest()}")
 
 
+def hash_of(path: Path) -> str:
+    """xxh3_128 of a file, as it is printed here."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return str(digest.hexdigest())
+
+
 def _release_name(meta: str) -> str:
     """The package that `meta` stands for in this release; itself where it depends on none of its own name."""
     command = ["apt-cache", "depends", "--no-recommends", "--no-suggests", meta]

@@ -7,8 +7,8 @@
 
 Input is a directory of JSONL files, each one task. The defaults are datatrove's own (these are the papers'
 thresholds), text between stages is written uncompressed, and its signatures are made in the pass that has the text
-already, which is faster than in its own examples. Prints one line of JSON: seconds of the wall clock, of the processor,
-of each stage.
+already, which is faster than in its own examples. Prints one line of JSON with the seconds of each
+stage.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,7 +68,7 @@ class Stages:
             workers=min(self.workers, tasks),
             logging_dir=str(self.out / "logs" / name),
             skip_completed=False,
-            start_method="fork",  # children of this process, so that their processor time is counted
+            start_method="fork",  # nothing is imported anew
         ).run()
         self.seconds[name] = round(time.perf_counter() - begin, 2)
 
@@ -98,11 +97,12 @@ def clusters(stages: Stages, out: Path) -> None:
     stages.run("cluster", 1, MinhashDedupCluster(**folder, config=MINHASH))
 
 
-def everything(stages: Stages, source: Path, out: Path, tokenizer: Path) -> None:
+def everything(stages: Stages, source: Path, out: Path, tokenizer: Path, with_rules: bool) -> None:
     tasks = files_in(source)
+    chosen = filters() if with_rules else []
     writer = JsonlWriter(str(out / "text"), compression=None)
     signature = MinhashDedupSignature(output_folder=str(out / "signatures"), config=MINHASH)
-    stages.run("rules + signatures", tasks, JsonlReader(str(source)), *filters(), writer, signature)
+    stages.run("rules + signatures", tasks, JsonlReader(str(source)), *chosen, writer, signature)
     clusters(stages, out)
     encode = DocumentTokenizer(
         output_folder=str(out / "tokens"),
@@ -182,6 +182,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json, for `all`")
+    parser.add_argument("--no-rules", action="store_true", help="for `all`: MinHash and tokens alone")
     parser.add_argument("--vocab-size", type=int, default=32_768)
     options = parser.parse_args()
     if options.what == "tokenizer":
@@ -197,14 +198,11 @@ def main() -> None:
     elif options.what == "minhash":
         minhash(stages, options.source, options.out)
     else:
-        everything(stages, options.source, options.out, options.tokenizer)
+        everything(stages, options.source, options.out, options.tokenizer, not options.no_rules)
     wall = time.perf_counter() - begin
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     kept = sorted(line for path in options.out.glob("kept-*.txt") for line in path.read_text().splitlines())
     (options.out / "kept.txt").write_text("".join(f"{line}\n" for line in kept))
-    cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
-    memory = max(usage.ru_maxrss for usage in used) / 2**10
-    record = {"wall_s": round(wall, 2), "cpu_s": round(cpu, 2), "mib": round(memory), "stages_s": stages.seconds}
+    record = {"wall_s": round(wall, 2), "stages_s": stages.seconds}
     print(json.dumps({**record, "kept": len(kept)}), flush=True)
 
 

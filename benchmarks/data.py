@@ -51,31 +51,26 @@ class Contender(NamedTuple):
 
 
 def split_input(documents: Path, folder: Path, limit_bytes: int) -> int:
-    """The documents in FILES files, in turn; returns their bytes."""
+    """The documents, or every k-th of them, dealt to FILES files; returns their bytes."""
+    step = -(-documents.stat().st_size // limit_bytes) if limit_bytes else 1
     with documents.open("rb") as file:
-        lines = []
-        size = 0
-        for line in file:
-            if limit_bytes and size + len(line) > limit_bytes:
-                break
-            lines.append(line)
-            size += len(line)
+        lines = [line for number, line in enumerate(file) if number % step == 0]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number in range(FILES):
         (folder / f"part-{number}.jsonl").write_bytes(b"".join(lines[number::FILES]))
-    return size
+    return sum(map(len, lines))
 
 
-def make_tokenizers(source: Path, out: Path, peers: str) -> None:
-    """A vocabulary of the same size for each, on 20 MB of the input."""
+def make_tokenizers(documents: Path, out: Path, peers: str) -> None:
+    """A vocabulary of the same size for each, on 20 MB of the documents."""
     options = ["--vocab-size", str(VOCABULARY), "--sample-mb", "20"]
     for kind in ("bpe", "unigram"):
         if not (out / f"{kind}.model").exists():
-            command = [*_fmscale(), "tokenizer", "train", str(source), "--output", str(out / f"{kind}.model")]
+            command = [*_fmscale(), "tokenizer", "train", str(documents), "--output", str(out / f"{kind}.model")]
             _run([*command, "--kind", kind, *options])
     if not (out / "tokenizer.json").exists():
-        _run([*_peer(peers), "tokenizer", str(source), str(out / "tokenizer.json"), "--vocab-size", str(VOCABULARY)])
+        _run([*_peer(peers), "tokenizer", str(documents), str(out / "tokenizer.json"), "--vocab-size", str(VOCABULARY)])
 
 
 def contenders(source: Path, out: Path, peers: str, workers: int) -> Iterator[Contender]:
@@ -166,11 +161,12 @@ def main() -> None:
     parser.add_argument("--peers", default=".venv-bench-data/bin/python")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-data"))
     parser.add_argument("--documents", type=Path, help="JSONL with id and text; default: Debian's documentation")
-    parser.add_argument("--megabytes", type=float, default=0, help="the first so many; 0: all")
+    parser.add_argument("--megabytes", type=float, default=0, help="about so many, spread evenly; 0: all")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--only", nargs="*", help="rules, minhash, all, 'no rules', agreement")
     options = parser.parse_args()
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.workers])  # Ray would take every core
     out, documents = options.out.absolute(), options.documents
     if documents is None:
         documents = out / "debian" / "docs.jsonl"
@@ -182,7 +178,7 @@ def main() -> None:
     print(f"# {size / 1e6:.1f} MB of {documents.name} in {FILES} files; of all of it {debian_text.hash_of(documents)}")
     print(f"# {options.workers} processes each; MiB: of the largest process; CPU s: of all")
     print(f"# peers: {_versions(options.peers)}")
-    make_tokenizers(source, out, options.peers)
+    make_tokenizers(documents, out, options.peers)
     chosen = [
         c for c in contenders(source, out, options.peers, options.workers) if not options.only or c.what in options.only
     ]

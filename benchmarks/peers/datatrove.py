@@ -150,7 +150,7 @@ def train_tokenizer(source: Path, out: Path, vocab_size: int, sample_bytes: int)
     """A byte-level BPE of the tokenizers library on a sample of the input: every k-th document."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    paths = sorted(source.glob("*.jsonl"))
+    paths = [source] if source.is_file() else sorted(source.glob("*.jsonl"))
     step = max(1, sum(path.stat().st_size for path in paths) // sample_bytes)
 
     def texts() -> Iterator[str]:

@@ -22,7 +22,7 @@ from fmscale.corpus.shards import Corpus, manifests
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
-COMPANIONS = ("report.json", "times.json", "report.html", "inputs.csv")
+COMPANIONS = ("report.json", "times.json", "report.html", "inputs.csv", "dropped")
 """What may stand beside a manifest and is no part of the corpus: what became of the input (docs/data.md)."""
 
 

@@ -25,7 +25,7 @@ from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.verify import verify
 from fmscale.errors import DataError
 from launcher.cli import app
-from tests.corpora import make_corpus
+from tests.corpora import grow_corpus, make_corpus
 from tests.raw_text import write_raw
 from tests.word_corpora import GOLDEN
 
@@ -196,6 +196,14 @@ def test_without_its_companions_a_corpus_still_has_a_page(tmp_path: Path) -> Non
     shown = Page(page(Report.of(tmp_path / "bare")))
     assert "No report.json stands beside the manifest" in shown.text
     assert f"training tokens{11 * 256:,}" in shown.text
+
+
+def test_generations_are_summed(tmp_path: Path) -> None:
+    make_corpus(tmp_path / "grown")
+    grow_corpus(tmp_path / "grown", chunks=5)
+    shown = Page(page(Report.of(tmp_path / "grown")))
+    assert f"training tokens{16 * 256:,}" in shown.text
+    assert {"generation 0", "generation 1"} <= set(re.findall(r"generation \d", shown.text))
 
 
 def test_a_survey_or_table_that_contradicts_the_manifest_is_refused(corpus: Path, tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ class Phase:
     def title(self) -> str:
         """For a progress bar."""
         names = [entry.name.rpartition(":")[2] for entry in (*self.steps, self.ends) if entry]
+        names += [] if self.ends else ["hold out"]
         return ", ".join(names) if len(names) < 4 else f"{names[0]} ... {names[-1]}"
 
 

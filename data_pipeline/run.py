@@ -137,7 +137,7 @@ def _pin(patterns: Sequence[str], task_bytes: int = 0) -> Inputs:
 def _phase(pool: Workers, work: Work, number: int, phase: Phase) -> None:
     """Scan what is not scanned, carry out the pass that the phase ends with."""
     waiting = [task for task in work.tasks if not work.scan_file(number, task).exists()]
-    _do(pool, phase.title or "read", functools.partial(scan, phase=number), work, waiting)
+    _do(pool, phase.title, functools.partial(scan, phase=number), work, waiting)
     if not number:
         check_quarantine(work)
     if work.joined_file(number).exists():

@@ -14,6 +14,9 @@ from launcher.arguments import AsJson, Settings, config_of, split
 data_app = typer.Typer(help="Raw text to token shards, and a look at them.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Train a tokenizer, bring one in, look into it.", no_args_is_help=True)
 
+MOST_REASONS = 12
+"""Shown of why documents were dropped."""
+
 
 def show_record(record: dict[str, Any], as_json: bool) -> None:
     if as_json:
@@ -24,7 +27,12 @@ def show_record(record: dict[str, Any], as_json: bool) -> None:
 
 
 @data_app.command()
-def prepare(settings: Settings) -> None:
+def prepare(
+    settings: Settings,
+    workers: Annotated[
+        int | None, typer.Option(help="Tasks at a time; default: one for each CPU of the cluster.")
+    ] = None,
+) -> None:
     """Turn raw text into a corpus: clean, de-duplicate, tokenise, write shards. A recipe YAML or key=value settings."""
     from data_pipeline.pipeline import load_recipe
     from data_pipeline.run import prepare as run
@@ -33,9 +41,17 @@ def prepare(settings: Settings) -> None:
     files, overrides = split(settings)
     recipe = load_recipe(files, overrides)
     with cluster(min_cpus=1):
-        manifest = run(recipe)
-    train_split = manifest.split("train")
+        manifest = run(recipe, workers=workers)
+    train_split, counts = manifest.split("train"), manifest.counts
     typer.echo(f"corpus {recipe.output}: {train_split.tokens:,} training tokens in {train_split.chunks} chunks")
+    typer.echo(f"documents: {counts['in']:,} in, {counts['out']:,} kept ({counts['heldout']:,} held out)")
+    for reason, count in sorted(counts["dropped"].items(), key=lambda item: -item[1])[:MOST_REASONS]:
+        typer.echo(f"  {count:>12,}  {reason}")
+    if len(counts["dropped"]) > MOST_REASONS:
+        typer.echo(f"  and {len(counts['dropped']) - MOST_REASONS} more reasons")
+    for lost in counts.get("quarantined", [])[:MOST_REASONS]:
+        typer.echo(f"damaged, left out: {lost['file']}, bytes {lost['start']:,} to {lost['stop']:,}: {lost['found']}")
+    typer.echo(f"what became of it: `fmscale data report {recipe.output}`, {recipe.output}/inputs.csv")
 
 
 @data_app.command()

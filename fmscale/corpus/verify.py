@@ -126,7 +126,7 @@ def survey(path: str | Path, progress: Callable[[int], None] = lambda shard_byte
         # A plan is read with those of the generations before it: their faults are its own, and told once.
         if fault and fault.what not in [told.what for told in damage]:
             damage.append(fault)
-    directories = [path for path in known if path.is_dir()]
+    directories = [path for path in known if path.is_dir() and path.name not in COMPANIONS]
     known |= {plan.parent for plan in plans}
     found = [p for d in directories for p in d.iterdir() if p not in known and not p.name.startswith(".")]
     foreign = sorted(str(p.relative_to(base)) for p in found)

@@ -92,8 +92,21 @@ def finish(work: Work, output: Path) -> Manifest:
             **({"changed": dict(sorted(tally.items()))} if tally else {}),
             **({"quarantined": lost} if (lost := quarantined(work)) else {}),
         },
-        inputs=[{"path": file.name, "bytes": file.bytes, "hash": file.hash} for file in plan.inputs.files],
+        inputs=_inputs(work),
     )
+
+
+def _inputs(work: Work) -> list[dict[str, str | int]]:
+    """For inputs.jsonl. A file in a store has the hash that reading it gave, and the stamp that it was pinned by."""
+    read: dict[int, str] = {}
+    for task in work.tasks:
+        read |= counts_of(work, 0, task).hashes
+    found: list[dict[str, str | int]] = []
+    for number, file in enumerate(work.plan().inputs.files):
+        found.append({"path": file.name, "bytes": file.bytes, "hash": read.get(number, file.hash)})
+        if not file.is_local:
+            found[-1]["pinned"] = file.hash
+    return found
 
 
 def _counts(work: Work) -> tuple[Counter[int], FileCounts, Counter[str]]:

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data_pipeline import passes
+from data_pipeline.damage import DamagedInput
 from data_pipeline.document import Document, drop
-from data_pipeline.inputs import DamagedInput
 from data_pipeline.pipeline import Recipe, fields
 from data_pipeline.plan import Work
 from data_pipeline.read import read_piece
@@ -61,15 +61,19 @@ def stores(phase: Phase) -> bool:
 
 
 def documents(
-    work: Work, phase: int, task: int, show: Callable[[Document], None] = lambda rejected: None
+    work: Work,
+    phase: int,
+    task: int,
+    show: Callable[[Document], None] = lambda rejected: None,
+    hashes: dict[int, str] | None = None,
 ) -> Iterator[Document]:
     """What the task has at the beginning of `phase`; in phase 0 every record, unreadable ones dropped with a reason.
 
-    show: is given what the pass before took out. Raises DataError as `read_piece`; DamagedInput, whose `place` says
-    which of the task's pieces is meant.
+    show: is given what the pass before took out. hashes: is told those of files in a store, by file. Raises DataError
+    as `read_piece`; DamagedInput, whose `place` says which of the task's pieces is meant.
     """
     before = phases(work.plan().recipe)[:phase]
-    rows = source(work, phase, task)
+    rows = source(work, phase, task, hashes)
     if not before:
         yield from rows
         return
@@ -87,22 +91,31 @@ def documents(
             show(drop(document, reason))
 
 
-def source(work: Work, phase: int, task: int) -> Iterator[Document]:
+def source(work: Work, phase: int, task: int, hashes: dict[int, str] | None = None) -> Iterator[Document]:
     """What is read at the beginning of `phase`: the texts stored last, or the input where none were; all rows of it."""
     before = phases(work.plan().recipe)[:phase]
     stored = max((number for number, earlier in enumerate(before) if stores(earlier)), default=None)
-    return _input(work, task) if stored is None else read_texts(work.text_file(stored, task))
+    return (
+        _input(work, task, {} if hashes is None else hashes)
+        if stored is None
+        else read_texts(work.text_file(stored, task))
+    )
 
 
-def _input(work: Work, task: int) -> Iterator[Document]:
+def _input(work: Work, task: int, hashes: dict[int, str]) -> Iterator[Document]:
     plan, row = work.plan(), 0
     quarantined = work.quarantined(task)
     for place, piece in enumerate(plan.inputs.tasks[task]):
         if place in quarantined:
             continue
-        file = plan.inputs.files[piece.file]
+        file, recipe = plan.inputs.files[piece.file], plan.recipe
+
+        def note(digest: str, number: int = piece.file, local: bool = file.is_local) -> None:
+            if not local:
+                hashes[number] = digest
+
         try:
-            for document in read_piece(file, piece, fields(plan.recipe), plan.recipe.max_bad_run):
+            for document in read_piece(file, piece, fields(recipe), recipe.max_bad_run, note):
                 yield dataclasses.replace(document, row=row)
                 row += 1
         except DamagedInput as error:

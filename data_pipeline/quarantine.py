@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_pipeline.inputs import DamagedInput
+from data_pipeline.damage import DamagedInput
 from data_pipeline.plan import Work
 
 

@@ -1,63 +1,88 @@
 """Bytes of pinned input files -> documents. What cannot be read comes out too, with the reason in `dropped`.
 
-JSONL: one object a line, its text in a field of the recipe's choice. Other files are plain text, one document each.
-A piece is hashed again before its first record is used, so input that changed since it was pinned is found. A run of
-bad records, or too many of them, is an error: the file is probably not what the recipe takes it for.
+Each kind of file has a reader (data_pipeline/readers/). The bytes of a piece pass once, in order, and are hashed as
+they do: input that changed since it was pinned is found, before the last of its records at the latest. A run of bad
+records, or too many of them, is an error: the file is probably not what the recipe takes it for.
 
-Input is not trusted: what a record, a text or an archive may take of memory is limited, however small the file that
-asks for it.
+Input is not trusted: what a record, a text or an archive may take of memory is limited (limits.py), however small the
+file that asks for it. What is wrong with a whole file is a DamagedInput with its name, and nothing of it may be used.
 """
 
 from __future__ import annotations
 
-import json
+import inspect
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
 
 import xxhash
 
-from data_pipeline.archive import inflate
-from data_pipeline.document import Document, text_id
-from data_pipeline.inputs import MAX_RECORD_BYTES, InputFile, Piece, too_long
+from data_pipeline import hub, store
+from data_pipeline.damage import DamagedInput, changed
+from data_pipeline.document import Document
+from data_pipeline.inputs import InputFile, Piece
+from data_pipeline.limits import BLOCK_BYTES
+from data_pipeline.readers import lines, parquet, tar, text, warc
+from data_pipeline.records import BAD_REASONS, Fields
 from fmscale.errors import DataError
 
-BAD_REASONS = ("bad_utf8", "bad_json", "duplicate_key", "not_an_object", "no_text", "lone_surrogate", "no_group")
-"""Reasons that speak against the input file, unlike those of a filter."""
-MAX_TEXT_BYTES = 1 << 30
-"""A longer file of plain text is no document."""
-_BLOCK_BYTES = 1 << 23
-_BOM = b"\xef\xbb\xbf"
+__all__ = ["BAD_REASONS", "EXPLAIN", "Fields", "check_bad_share", "read_piece"]
+
+READERS = {
+    "jsonl": lines.documents,
+    "text": text.documents,
+    "warc": warc.documents,
+    "parquet": parquet.documents,
+    "tar": tar.documents,
+}
+"""By `InputFile.kind`: (file, piece, the piece's bytes, fields) -> documents."""
 
 
-@dataclass(frozen=True)
-class Fields:
-    """Which fields of a JSON record mean what."""
-
-    text: str = "text"
-    id: str = "id"
-    group: str = ""
-    """Required in each record where it is set."""
-
-
-def read_piece(file: InputFile, piece: Piece, fields: Fields, max_bad_run: int) -> Iterator[Document]:
+def read_piece(
+    file: InputFile,
+    piece: Piece,
+    fields: Fields,
+    max_bad_run: int,
+    note: Callable[[str], None] = lambda digest: None,
+) -> Iterator[Document]:
     """Every record of `piece`, bad ones with `dropped` set.
 
-    Raises DataError: bytes that are not the pinned ones, a damaged archive, more than `max_bad_run` bad records in
-    one go.
+    note: is told the xxh3_128 of the piece's bytes at the end; of a file in a store, only then is it known.
+    Raises DamagedInput: bytes that are not the pinned ones, a damaged archive or record, a file or store that cannot
+    be read, more than `max_bad_run` bad records in one go; ConfigError: the package that reads this kind is missing.
     """
+    if file.kind == "hub":
+        yield from _unless_all_bad(hub.documents(file, piece, fields), file, fields, max_bad_run)
+        return
+    blocks = _checked(file, piece, note)
+    try:
+        yield from _unless_all_bad(READERS[file.kind](file, piece, blocks, fields), file, fields, max_bad_run)
+        _pass(blocks)
+    except DamagedInput:
+        if file.is_local:
+            _pass(blocks)  # if these are not the pinned bytes, then that is what is wrong
+        elif inspect.getgeneratorstate(blocks) != inspect.GEN_CLOSED:  # it was the reader who complained, not the store
+            store.check(file.path, file.name, file.bytes, file.stamp)
+        raise
+
+
+def _unless_all_bad(
+    documents: Iterable[Document], file: InputFile, fields: Fields, max_bad_run: int
+) -> Iterator[Document]:
     bad_run = 0
-    for document in _jsonl(file, piece, fields) if file.kind == "jsonl" else _plain(file, piece, fields):
+    for document in documents:
         bad_run = bad_run + 1 if document.dropped in BAD_REASONS else 0
         if bad_run > max_bad_run:
-            raise DataError(
+            raise DamagedInput(
                 f"{bad_run} bad records in one go",
-                expected=f"JSON objects, one a line, with a string in `{fields.text}`",
+                name=file.name,
+                expected=_EXPECTED.get(file.kind, "records with a string in `{}`").format(fields.text),
                 found=f"{file.name}, record {document.record}: {document.dropped} ({EXPLAIN[document.dropped]})",
                 do="set text_field (and group_field) to the input's own names, or leave the file out of inputs",
             )
         yield document
+
+
+_EXPECTED = {"jsonl": "JSON objects, one a line, with a string in `{}`", "warc": "pages that can be decoded"}
 
 
 def check_bad_share(dropped: Counter[str], records: int, max_share: float, max_run: int) -> None:
@@ -75,11 +100,17 @@ def check_bad_share(dropped: Counter[str], records: int, max_share: float, max_r
 EXPLAIN = {
     "bad_utf8": "the bytes are no UTF-8",
     "bad_json": "the line is no JSON",
+    "too_many_values": "a record of more than two million values",
     "duplicate_key": "an object says the same key twice, so one of its values would be lost",
     "not_an_object": "the line is JSON, but no object",
     "no_text": "the text field is missing or no string",
+    "too_long": "a record or text of more than 64 MiB",
     "lone_surrogate": "half of a surrogate pair, which no UTF-8 text can hold",
     "no_group": "the group field is missing",
+    "bad_payload": "a crawled page's body is not coded as its header says",
+    "skipped_record": "a record of a crawl file that holds no page: a request, metadata, a revisit, robots.txt",
+    "http_status": "a crawled answer that is no page: its status is not 2xx",
+    "not_text": "neither HTML nor text, by its type or name",
     "empty": "nothing but white space",
     "blank_line": "a line without a record",
     "duplicate": "the same text stood earlier in the input",
@@ -90,138 +121,48 @@ EXPLAIN = {
 """Every reason of ours, in words; a step of a user's own brings its own reasons."""
 
 
-def _jsonl(file: InputFile, piece: Piece, fields: Fields) -> Iterator[Document]:
-    for record, line in enumerate(_lines(file, piece), piece.first_record):
-        yield _record(line, file.name, piece.file, record, fields)
-
-
-def _record(line: bytes, source: str, file: int, record: int, fields: Fields) -> Document:
-    def bad(reason: str) -> Document:
-        return Document(f"{source}:{record}", "", source, {}, file, record, reason)
-
-    if not line.strip():
-        return bad("blank_line")
-    try:
-        value = _JSON.decode(line.decode("utf-8"))  # decoded here: json.loads lets surrogates in bytes pass
-    except UnicodeDecodeError:
-        return bad("bad_utf8")
-    except _DuplicateKey:
-        return bad("duplicate_key")
-    except (ValueError, RecursionError):
-        return bad("bad_json")
-    if not isinstance(value, dict):
-        return bad("not_an_object")
-    text = value.pop(fields.text, None)
-    if not isinstance(text, str):
-        return bad("no_text")
-    if fields.group and not isinstance(value.get(fields.group), str | int):
-        return bad("no_group")
-    if not _encodable(text):
-        return bad("lone_surrogate")
-    given = value.get(fields.id)
-    name = str(given) if isinstance(given, str | int) and given != "" else text_id(text)
-    return Document(name, text, source, value, file, record, "" if text.strip() else "empty")
-
-
-class _DuplicateKey(Exception):
-    """Not an error of ours to show: `_record` makes a reason of it."""
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) < len(pairs):
-        raise _DuplicateKey
-    return value
-
-
-_JSON = json.JSONDecoder(object_pairs_hook=_unique)
-
-
-def _plain(file: InputFile, piece: Piece, fields: Fields) -> Iterator[Document]:
-    """A file of plain text is one document; its group is the top directory it stands in."""
-    blocks, size = [], 0 if file.compression else file.bytes
-    for block in _inflated_blocks(file, piece) if file.compression else _checked_blocks(file, piece):
-        size += len(block) if file.compression else 0
-        if size > MAX_TEXT_BYTES:
-            raise DataError(
-                "a file of plain text is too long to be one document",
-                expected=f"at most {MAX_TEXT_BYTES >> 20} MiB",
-                found=f"{file.name}, of {file.bytes:,} bytes" + (" compressed" if file.compression else ""),
-                do="split it into several files, or write it as JSONL, one document a line",
-            )
-        blocks.append(block)
-    data = b"".join(blocks)
-    meta = {fields.group or "group": file.name.split("/")[0]}
-    try:
-        text = data.removeprefix(_BOM).decode("utf-8")
-    except UnicodeDecodeError:
-        yield Document(file.name, "", file.name, meta, piece.file, 0, "bad_utf8")
-        return
-    yield Document(text_id(text), text, file.name, meta, piece.file, 0, "" if text.strip() else "empty")
-
-
-def _encodable(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _lines(file: InputFile, piece: Piece) -> Iterator[bytes]:
-    """Lines without their newline; a byte order mark at the file's start is no part of the first one."""
-    # A plain piece is small enough to hold whole, so that its hash is known before its first record.
-    blocks = _inflated_blocks(file, piece) if file.compression else iter([b"".join(_checked_blocks(file, piece))])
-    held: list[bytes] = []
-    held_bytes = 0
-    at_start = piece.start == 0
-    for block in blocks:
-        held.append(block)
-        held_bytes += len(block)
-        if b"\n" not in block:
-            if held_bytes > MAX_RECORD_BYTES:
-                raise too_long(file.name, piece.start)
-            continue
-        lines = b"".join(held).split(b"\n")
-        held = [lines.pop()]
-        held_bytes = len(held[0])
-        for line in lines:
-            yield line.removeprefix(_BOM) if at_start else line
-            at_start = False
-    if held_bytes:
-        rest = b"".join(held)
-        yield rest.removeprefix(_BOM) if at_start else rest
-
-
-def _checked_blocks(file: InputFile, piece: Piece) -> Iterator[bytes]:
-    """The piece's raw bytes. Raises DataError after the last one if they are not the pinned ones."""
+def _checked(file: InputFile, piece: Piece, note: Callable[[str], None]) -> Generator[bytes, None, None]:
+    """The piece's bytes. Raises DamagedInput after the last one if they are not the pinned ones."""
     digest = xxhash.xxh3_128()
+    for block in _local(file, piece) if file.is_local else _stored(file, piece):
+        digest.update(block)
+        yield block
+    if piece.hash and digest.hexdigest() != piece.hash:
+        raise changed(file.name, _pinned(file), f"other bytes at {piece.start} to {piece.stop}")
+    note(digest.hexdigest())
+
+
+def _stored(file: InputFile, piece: Piece) -> Iterator[bytes]:
+    return store.blocks(file.path, file.name, file.bytes, file.stamp, piece.start, piece.stop)
+
+
+def _local(file: InputFile, piece: Piece) -> Iterator[bytes]:
     left = piece.stop - piece.start
     try:
         with open(file.path, "rb") as raw:
             raw.seek(piece.start)
-            while left and (block := raw.read(min(left, _BLOCK_BYTES))):
-                digest.update(block)
+            while left and (block := raw.read(min(left, BLOCK_BYTES))):
                 left -= len(block)
                 yield block
+    except FileNotFoundError as error:
+        raise changed(file.name, _pinned(file), "no such file") from error
     except OSError as error:
-        raise _changed(file, error.strerror or str(error)) from error
-    if left or digest.hexdigest() != piece.hash:
-        raise _changed(file, f"other bytes at {piece.start} to {piece.stop}")
+        raise DamagedInput(
+            "an input file cannot be read",
+            name=file.name,
+            expected=f"{file.name}, as when it was pinned",
+            found=error.strerror or str(error),
+            do="mend the disk or its permissions, or leave the file out of inputs",
+            passing=True,
+        ) from error
+    if left:
+        raise changed(file.name, _pinned(file), f"it ends {left} bytes before byte {piece.stop}")
 
 
-def _inflated_blocks(file: InputFile, piece: Piece) -> Iterator[bytes]:
-    for _ in _checked_blocks(file, piece):
-        pass  # the archive's own hash, before anything of it is used
-    yield from inflate(file)
+def _pinned(file: InputFile) -> str:
+    return f"{file.bytes} bytes and hash {file.hash}"
 
 
-def _changed(file: InputFile, found: str) -> DataError:
-    return DataError(
-        "an input file changed while the corpus was being prepared",
-        expected=f"{file.name} with {file.bytes} bytes and hash {file.hash}",
-        found=found,
-        do="put the old file back, or run the command again once the inputs are still",
-    )
+def _pass(blocks: Iterable[bytes]) -> None:
+    for _ in blocks:
+        pass

@@ -28,7 +28,9 @@ from data_pipeline.document import Step
 from data_pipeline.rule import judge
 from fmscale.errors import ConfigError
 
-STEPS: dict[str, str] = {}
+STEPS: dict[str, str] = {
+    "extract": "data_pipeline.steps.extract:extract",
+}
 """name -> module:function of the steps of ours."""
 PASSES: dict[str, str] = {
     "exact_dedup": "data_pipeline.passes:exact_dedup",

@@ -2,8 +2,8 @@
 
     scan(work, task, phase)     a pure function of files: any process may do it, any number of times
 
-An input that is damaged is read once more. If it is damaged then too, none of its records are used, and the place and
-what is wrong with it are written down (quarantine): the driver judges how much of that is too much.
+Of an input that is damaged none of the records are used; the place and what is wrong with it are written down
+(quarantine), and the driver judges how much of that is too much.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import numpy as np
 
 from data_pipeline import holdout, passes
 from data_pipeline.clock import Clock
+from data_pipeline.damage import DamagedInput
 from data_pipeline.document import Document, through
-from data_pipeline.inputs import DamagedInput
 from data_pipeline.phases import documents, phases, stores
 from data_pipeline.plan import Work, as_array, save
 from data_pipeline.progress import Done
@@ -31,7 +31,7 @@ from data_pipeline.text_store import TextWriter, lines_writer
 from fmscale import durable
 
 READINGS = 2
-"""Of a damaged input, before it is given up: what was a network's fault is gone by the second time."""
+"""Of an input whose store or disk fails, before it is given up; damaged bytes are no better the second time."""
 
 
 @dataclasses.dataclass
@@ -44,15 +44,18 @@ class Counts:
     """By file and reason."""
     tally: Counter[str] = dataclasses.field(default_factory=Counter)
     """What steps changed in the documents that they kept."""
+    hashes: dict[int, str] = dataclasses.field(default_factory=dict)
+    """xxh3_128 of files in a store, which only reading tells."""
 
     def to_json(self) -> dict[str, Any]:
         dropped = [[file, reason, count] for (file, reason), count in sorted(self.dropped.items())]
-        return {"records": sorted(self.records.items()), "dropped": dropped, "tally": dict(sorted(self.tally.items()))}
+        tally, hashes = dict(sorted(self.tally.items())), sorted(self.hashes.items())
+        return {"records": sorted(self.records.items()), "dropped": dropped, "tally": tally, "hashes": hashes}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Counts:
         dropped = Counter({(file, reason): count for file, reason, count in value["dropped"]})
-        return Counts(Counter(dict(value["records"])), dropped, Counter(value["tally"]))
+        return Counts(Counter(dict(value["records"])), dropped, Counter(value["tally"]), dict(value["hashes"]))
 
 
 def scan(work: Work, task: int, phase: int) -> Done:
@@ -66,7 +69,7 @@ def scan(work: Work, task: int, phase: int) -> Done:
             return _scan(work, task, phase)
         except DamagedInput as error:
             failures[error.place] += 1
-            if failures[error.place] == READINGS:
+            if not error.passing or failures[error.place] == READINGS:
                 fields = {"expected": error.expected, "found": error.found, "do": error.do}
                 given_up[error.place] = {"what": error.what, **fields}
                 durable.replace(work.quarantine_file(task), json.dumps(given_up).encode())
@@ -92,7 +95,7 @@ def _scan(work: Work, task: int, phase: int) -> Done:
             write_dropped(rejected)
 
         def read() -> Iterator[Document]:
-            for document in clock.measure("read", documents(work, phase, task, show)):
+            for document in clock.measure("read", documents(work, phase, task, show, counts.hashes)):
                 counts.records[document.file] += 1
                 yield document
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from data_pipeline import read
 from data_pipeline.inputs import pin
 from data_pipeline.read import Fields, read_piece
+from data_pipeline.readers import text
 from fmscale.errors import DataError
+from tests.crawl_files import http, packed, page, record
 
 MIB = 1 << 20
-BOMB_MIB, WORST_LINE_MIB = 512, 2048
+BOMB_MIB, WORST_RECORD_MIB = 512, 1536
 """Resident memory, interpreter and numpy included, that docs/data.md states."""
 
 READ = """
@@ -131,17 +132,87 @@ def test_text_that_shrinks_well_is_no_bomb(tmp_path: Path) -> None:
     assert sum(1 for documents in read_of for document in documents if not document.dropped) == 13_000
 
 
-def test_a_line_of_a_gigabyte_is_refused(tmp_path: Path) -> None:
-    with (tmp_path / "a.jsonl").open("wb") as file:
-        file.write(b'{"text": "')
-        file.truncate(1 << 30)
+def hole(path: Path, before: bytes, gigabytes: float, after: bytes) -> None:
+    """A file with zeros in its middle that take no room on the disk."""
+    with path.open("wb") as file:
+        file.write(before)
+        file.seek(int(gigabytes * (1 << 30)), 1)
+        file.write(after)
+
+
+def test_a_line_of_a_gigabyte_is_passed_over(tmp_path: Path) -> None:
+    good = b'{"text": "a"}\n'
+    hole(tmp_path / "a.jsonl", good + b'{"text": "', 1, b'"}\n' + good)
+    answer = read_apart(tmp_path / "a.jsonl")
+    assert answer["counts"] == {"read": 2, "too_long": 1}
+    assert answer["peak_mib"] < BOMB_MIB
+
+
+def test_a_file_that_is_one_long_line_is_refused(tmp_path: Path) -> None:
+    hole(tmp_path / "a.jsonl", b'{"text": "', 0.6, b"x")
     answer = read_apart(tmp_path / "a.jsonl")
     assert answer["error"].startswith("a line is too long to be a record\n  expected: JSON lines of at most 64 MiB")
     assert answer["peak_mib"] < BOMB_MIB
 
 
+def test_a_crawled_record_of_a_gigabyte_is_passed_over(tmp_path: Path) -> None:
+    head, tail = record(http(b"|"), number=1, length=(1 << 30) + len(http(b"||"))).split(b"|")
+    hole(tmp_path / "a.warc", page(0) + head + b"|", 1, b"|" + tail + page(2))
+    answer = read_apart(tmp_path / "a.warc")
+    assert answer["error"] == ""
+    assert answer["counts"] == {"read": 2, "too_long": 1}
+    assert answer["peak_mib"] < BOMB_MIB
+
+
+def test_a_crawled_page_that_unpacks_to_gigabytes_is_passed_over(tmp_path: Path) -> None:
+    """What its server sent may be a bomb in a file that is none."""
+    body = gzip_bomb(bytes(8 * MIB), 128)
+    bomb = record(http(body, "Content-Type: text/html\r\nContent-Encoding: gzip"), number=1)
+    (tmp_path / "a.warc.gz").write_bytes(packed([page(0), bomb, page(2)], "gz"))
+    answer = read_apart(tmp_path / "a.warc.gz")
+    assert answer["counts"] == {"read": 2, "too_long": 1}
+    assert answer["peak_mib"] < BOMB_MIB
+
+
+def test_a_long_member_is_passed_over(tmp_path: Path) -> None:
+    """Of a tar; its size stands in its header."""
+    header = tar_header(b"a.txt", 1 << 29)
+    hole(tmp_path / "a.tar", header, 0.5, tar_header(b"b.txt", 1) + b"b".ljust(512, b"\0") + bytes(1024))
+    answer = read_apart(tmp_path / "a.tar")
+    assert answer["counts"] == {"too_long": 1, "read": 1}
+    assert answer["peak_mib"] < BOMB_MIB
+
+
+def tar_header(name: bytes, size: int) -> bytes:
+    block = bytearray(
+        name.ljust(100, b"\0") + b"0000644\0" * 3 + b"%011o\0" % size + b"0" * 11 + b"\0" + b" " * 8 + b"0"
+    )
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block.ljust(512, b"\0"))
+
+
+def test_a_tar_of_zeros_is_a_bomb_too(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(tar_header(b"a.jpg", 3 << 30)) + gzip_bomb(bytes(32 * MIB), 96))
+    answer = read_apart(tmp_path / "a.tar.gz")
+    assert answer["error"].startswith("a compressed input inflates to far more than text does\n")
+    assert answer["peak_mib"] < BOMB_MIB
+
+
+def test_a_cell_of_hundreds_of_megabytes_is_refused(tmp_path: Path) -> None:
+    """Of a Parquet file: its page is never unpacked."""
+    write = (
+        "import sys, pyarrow as pa, pyarrow.parquet as pq\n"
+        "table = pa.table({'text': ['a' * (5 << 26), 'b']})\n"
+        "pq.write_table(table, sys.argv[1], compression='zstd', write_statistics=False, use_dictionary=False)"
+    )
+    subprocess.run([sys.executable, "-c", write, str(tmp_path / "a.parquet")], check=True)
+    answer = read_apart(tmp_path / "a.parquet")
+    assert "expected: pages of at most 256 MiB and 200 times their bytes in the file\n" in answer["error"]
+    assert answer["peak_mib"] < BOMB_MIB
+
+
 def test_a_text_too_long_to_be_a_document_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "MAX_TEXT_BYTES", MIB)
+    monkeypatch.setattr(text, "MAX_DOCUMENT_BYTES", MIB)
     (tmp_path / "a.txt").write_bytes(b"a" * (MIB + 1))
     (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"a" * (MIB + 1)))
     (tmp_path / "c.txt").write_bytes(b"a" * MIB)
@@ -198,12 +269,55 @@ def test_a_run_of_bad_records_names_the_first_reason_it_stops_at(tmp_path: Path)
     assert "duplicate_key (an object says the same key twice" in answer["error"]
 
 
+def test_a_line_of_more_values_than_memory_is_for_is_passed_over(tmp_path: Path) -> None:
+    """They are counted outside strings: a text of commas is a text."""
+    items = b"[]," * (3 * MIB)
+    commas = b"1,2,3," * (3 * MIB)
+    (tmp_path / "a.jsonl").write_bytes(
+        b'{"text": "a", "x": [' + items + b'0]}\n{"text": "' + commas + b'", "y": "\\",[[["}\n{"text": "b"}\n'
+    )
+    answer = read_apart(tmp_path / "a.jsonl")
+    assert answer["counts"] == {"too_many_values": 1, "read": 2}
+    assert answer["peak_mib"] < BOMB_MIB
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("item", [b"[],", b"{},", b'"ab",', b"0.1,"])
+@pytest.mark.parametrize("item", [b"[],", b"{},", b'{"a":1},', b'"ab",', b"0.1,", b'[{"a":[]}],'])
 def test_the_worst_line_stays_below_its_limit(tmp_path: Path, item: bytes) -> None:
-    """The shortest text that makes the most objects, as long as a line may be."""
+    """As many objects of the largest kinds as a line may hold, and as long as it may be."""
+    items = item * ((2 * MIB - 9) // item.count(b","))
+    filler = b"x" * (62 * MIB - len(items))
     with (tmp_path / "a.jsonl").open("wb") as file:
-        file.write(b'{"text": "a", "x": [' + item * ((62 * MIB) // len(item)) + b"0]}\n")
+        file.write(b'{"text": "' + filler + "é😀".encode() + b'", "x": [' + items + b"0]}\n")
     answer = read_apart(tmp_path / "a.jsonl")
     assert answer["counts"] == {"read": 1}
-    assert answer["peak_mib"] < WORST_LINE_MIB
+    assert answer["peak_mib"] < WORST_RECORD_MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "a.warc", "a.warc.gz", "a.parquet", "a.tar", "a.jsonl"])
+def test_the_longest_documents_stay_below_the_limit(tmp_path: Path, name: str) -> None:
+    """Two of 63 MiB, with a character that makes Python keep four bytes for each."""
+    words = "".join(f"{number:x} " for number in range(9 * MIB))
+    longest = words[: 63 * MIB - 4] + "😀"
+    data = longest.encode()
+    if name.startswith("a.txt"):
+        content = data
+    elif name.startswith("a.warc"):
+        content = b"".join(record(http(data, "Content-Type: text/html"), number=number) for number in range(2))
+    elif name == "a.tar":
+        padded = data + bytes(-len(data) % 512)
+        content = b"".join(tar_header(b"%d.txt" % number, len(data)) + padded for number in range(2)) + bytes(1024)
+    elif name == "a.jsonl":
+        content = (b'{"text": "' + data + b'"}\n') * 2
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"text": [longest, longest[1:]]}), tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)
+    answer = read_apart(tmp_path / name)
+    assert answer["error"] == ""
+    assert answer["counts"] == {"read": 1 if "txt" in name else 2}
+    assert answer["peak_mib"] < WORST_RECORD_MIB

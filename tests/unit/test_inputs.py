@@ -13,7 +13,7 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline import inputs
+from data_pipeline import cut, find, inputs
 from data_pipeline.inputs import pin
 from fmscale.errors import DataError
 
@@ -103,7 +103,7 @@ def test_a_directory_that_cannot_be_listed(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"input directory cannot be read\n.*\n  found: .*/folder: Permission"):
             pin([str(tmp_path)])
     with pytest.raises(DataError, match=r"input directory cannot be read\n.*\n  found: .*/gone: No such file"):
-        inputs._directory(str(tmp_path / "gone"), Counter())
+        find._directory(str(tmp_path / "gone"), Counter())
 
 
 def test_names_do_not_depend_on_where_the_files_stand(tmp_path: Path) -> None:
@@ -139,8 +139,7 @@ def test_an_unreadable_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "a.jsonl"
     path.write_text("{}\n")
     if os.geteuid() == 0:  # nothing is unreadable to root: take it away between listing and reading
-        monkeypatch.setattr(inputs, "_find", lambda patterns: ([(str(path), "a.jsonl")], {}))
-        monkeypatch.setattr(os.path, "getsize", lambda path: 3)
+        monkeypatch.setattr(inputs, "find", lambda patterns: ([find.Found(str(path), "a.jsonl", 3)], {}))
         path.unlink()
     else:
         path.chmod(0)
@@ -148,10 +147,37 @@ def test_an_unreadable_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         pin([str(tmp_path)])
 
 
-def test_a_line_that_is_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inputs, "MAX_RECORD_BYTES", 100)
-    (tmp_path / "a.jsonl").write_bytes(b"x" * 500)
-    with pytest.raises(
-        DataError, match=r"too long to be a record\n.*\n  found: a\.jsonl, near byte 50\n  do: is it JSONL"
-    ):
-        pin([str(tmp_path)], 50)
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=9), st.booleans(), st.integers(1, 200))
+def test_a_line_that_is_too_long_has_a_piece_of_its_own(lengths: list[int], ended: bool, task_bytes: int) -> None:
+    """So that its reader can pass it over in blocks; all others are in pieces that can be held."""
+    lines = [bytes([97 + number]) * length for number, length in enumerate(lengths)]
+    content = b"\n".join(lines) + b"\n" * ended
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as name:
+        patch.setattr(cut, "MAX_RECORD_BYTES", 100)
+        patch.setattr(cut, "BLOCK_BYTES", 30)
+        Path(name, "a.jsonl").write_bytes(content)
+        pinned = pin([name], task_bytes)
+    pieces = [piece for task in pinned.tasks for piece in task]
+    assert b"".join(content[p.start : p.stop] for p in pieces) == content
+    for piece in pieces:
+        part = content[piece.start : piece.stop]
+        assert piece.first_record == content[: piece.start].count(b"\n")
+        assert piece.hash == xxhash.xxh3_128_hexdigest(part)
+        assert part.endswith(b"\n") or piece.stop == len(content)
+        assert len(part) <= task_bytes + 100 or part.count(b"\n") <= 1
+
+
+def test_kinds_by_suffix() -> None:
+    for name, kind in {
+        "a.warc.gz": ("warc", ".gz"),
+        "CC-MAIN-1.warc.wet.gz": ("warc", ".gz"),
+        "a.warc.zst": ("warc", ".zst"),
+        "a.tgz": ("tar", ".gz"),
+        "a.TAR.ZST": ("tar", ".zst"),
+        "a.parquet": ("parquet", ""),
+        "a.parquet.gz": None,
+        "a.ndjson.zst": ("jsonl", ".zst"),
+        "a.html": None,
+    }.items():
+        assert find.kind_of(name) == kind, name

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
-import sys
+import pickle
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import zstandard
 
-from data_pipeline import read
-from data_pipeline.document import Document, text_id
+from data_pipeline import cut
+from data_pipeline.damage import DamagedInput
+from data_pipeline.document import text_id
 from data_pipeline.inputs import pin
 from data_pipeline.read import BAD_REASONS, EXPLAIN, Fields, check_bad_share, read_piece
+from data_pipeline.readers import lines
 from fmscale.errors import DataError
-
-
-def read_all(path: Path, fields: Fields | None = None, max_bad_run: int = 100, task_bytes: int = 0) -> list[Document]:
-    pinned = pin([str(path)], task_bytes)
-    return [
-        document
-        for task in pinned.tasks
-        for piece in task
-        for document in read_piece(pinned.files[piece.file], piece, fields or Fields(), max_bad_run)
-    ]
-
+from tests.crawl_files import read_all
 
 LINES: list[tuple[bytes, str]] = [
     (b'{"text": "kept", "id": "mine", "group": "g", "score": 0.5}', ""),
@@ -133,37 +125,64 @@ def test_a_flipped_byte_in_an_archive_is_refused(tmp_path: Path) -> None:
         read_all(tmp_path)
 
 
-def test_zstandard_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "zstandard", None)
-    (tmp_path / "a.jsonl.zst").write_bytes(b"anything")
-    with pytest.raises(DataError, match=r"needs the zstandard package\n.*\n  found: a\.jsonl\.zst\n  do: pip install"):
-        read_all(tmp_path)
-
-
-def test_zstandard_is_read_where_it_is_installed(tmp_path: Path) -> None:
-    pytest.importorskip("zstandard")
-    zstandard = importlib.import_module("zstandard")
+def test_zstandard_archives(tmp_path: Path) -> None:
     frame = zstandard.ZstdCompressor().compress(b'{"text": "a"}\n{"text": "b"}\n')
     (tmp_path / "a.jsonl.zst").write_bytes(frame + frame)
     assert [document.text for document in read_all(tmp_path)] == ["a", "b", "a", "b"]
     (tmp_path / "a.jsonl.zst").write_bytes(frame[:-2])
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DamagedInput, match="damaged"):
         read_all(tmp_path)
 
 
-@pytest.mark.parametrize("change", ["same size", "shorter", "gone"])
-def test_input_that_changed_since_it_was_pinned_is_refused(tmp_path: Path, change: str) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "a"}\n{"text": "b"}\n')
+@pytest.mark.parametrize("change", ["same size", "shorter", "gone", "no archive"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt", "a.txt.gz"])
+def test_input_that_changed_since_it_was_pinned_is_refused(tmp_path: Path, name: str, change: str) -> None:
+    """Whatever else is wrong with it: the change comes first, and nothing of another file is used."""
+    pack = gzip.compress if name.endswith(".gz") else bytes
+    path = tmp_path / name
+    path.write_bytes(pack(b'{"text": "a"}\n{"text": "b"}\n'))
+    size = path.stat().st_size
     pinned = pin([str(path)])
     if change == "gone":
         path.unlink()
+    elif change == "no archive":
+        path.write_bytes(b"\0" * size)
     else:
-        path.write_text('{"text": "a"}\n{"text": "c"}\n' if change == "same size" else '{"text": "a"}\n')
+        path.write_bytes(pack(b'{"text": "a"}\n{"text": "c"}\n' if change == "same size" else b'{"text": "a"}\n'))
     with pytest.raises(
-        DataError, match=r"changed while .* prepared\n  expected: a\.jsonl with 28 bytes and hash [0-9a-f]{32}"
-    ):
+        DamagedInput, match=rf"changed while .* prepared\n  expected: {name} with {size} bytes and hash [0-9a-f]{{32}}"
+    ) as error:
+        list(read_piece(pinned.files[0], pinned.tasks[0][0], Fields(), 0))
+    assert (error.value.name, error.value.passing) == (name, False)
+
+
+def test_a_file_that_cannot_be_read_any_more_may_be_tried_again(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n')
+    pinned = pin([str(path)])
+    path.unlink()
+    path.mkdir()  # what even root cannot read
+    with pytest.raises(
+        DamagedInput, match=r"input file cannot be read\n  expected: a\.jsonl.*\n  found: Is a dir"
+    ) as error:
         list(read_piece(pinned.files[0], pinned.tasks[0][0], Fields(), 100))
+    assert error.value.passing
+
+
+def test_damage_keeps_its_name_on_its_way_between_processes() -> None:
+    error = DamagedInput("what", name="a.jsonl", expected="e", found="f", do="d", passing=True)
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert (str(again), again.name, again.passing, again.exit_code) == (str(error), "a.jsonl", True, 3)
+
+
+def test_the_hash_of_a_piece_is_told_when_it_has_passed(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 50)
+    pinned = pin([str(tmp_path)], 100)
+    told: list[str] = []
+    pieces = [piece for task in pinned.tasks for piece in task]
+    for piece in pieces:
+        list(read_piece(pinned.files[0], piece, Fields(), 100, told.append))
+    assert told == [piece.hash for piece in pieces]
 
 
 def test_a_run_of_bad_records_stops_early(tmp_path: Path) -> None:
@@ -187,11 +206,42 @@ def test_too_large_a_share_of_bad_records_is_refused() -> None:
         check_bad_share(dropped, 5499, 0.01, 10)
 
 
-def test_a_line_without_end_in_an_archive_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "MAX_RECORD_BYTES", 1000)
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"x" * 5000))
-    with pytest.raises(DataError, match=r"too long to be a record\n.*\n  found: a\.jsonl\.gz"):
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_line_too_long_for_a_record_is_counted_and_the_others_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for module in (lines, cut):
+        monkeypatch.setattr(module, "MAX_RECORD_BYTES", 1000)
+    record, long = b'{"text": "a"}', b'{"text": "' + b"x" * 990 + b'"}'
+    content = b"\n".join([record, long, record, long * 9, long[:999] + b"\n" + record, long * 2])
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    for task_bytes in (0, 1, 500, 1500):
+        found = read_all(tmp_path, task_bytes=task_bytes)
+        assert [d.dropped for d in found] == ["", "too_long", "", "too_long", "bad_json", "", "too_long"], task_bytes
+        assert [d.record for d in found] == list(range(7))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_file_whose_first_line_is_too_long_is_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for module in (lines, cut):
+        monkeypatch.setattr(module, "MAX_RECORD_BYTES", 1000)
+    content = b"x" * 5000 + b'\n{"text": "a"}'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(
+        DamagedInput, match=rf"too long to be a record\n.*\n  found: {name}, its first line\n  do: is it JSONL at all"
+    ):
         read_all(tmp_path)
+
+
+def test_ids_that_stand_twice_are_both_kept(tmp_path: Path) -> None:
+    """An id names, it does not decide: the same text is dropped by de-duplication, another text is another document."""
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "id": 7}\n{"text": "two", "id": "7"}\n')
+    assert [(d.id, d.text, d.record, d.dropped) for d in read_all(tmp_path)] == [
+        ("7", "one", 0, ""),
+        ("7", "two", 1, ""),
+    ]
 
 
 def test_every_reason_of_bad_records_is_explained() -> None:

@@ -29,6 +29,7 @@ from data_pipeline.rule import judge
 from fmscale.errors import ConfigError
 
 STEPS: dict[str, str] = {
+    "code_quality": "data_pipeline.steps.code_quality:code_quality",
     "extract": "data_pipeline.steps.extract:extract",
 }
 """name -> module:function of the steps of ours."""

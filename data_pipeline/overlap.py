@@ -51,9 +51,14 @@ class NgramSet:
 
     def meet(self, hashes: U64) -> None:
         """Mark the members that are among `hashes`."""
+        self.met[self.find(hashes)[1]] = True
+
+    def find(self, hashes: U64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """(places in `hashes` that hold a member, place of that member in the set)."""
         if not len(self._hashes):
-            return
-        likely = hashes[self._filter[(hashes >> self._shift).astype(np.intp)]]
-        place = np.searchsorted(self._hashes, likely)
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        likely = np.flatnonzero(self._filter[(hashes >> self._shift).astype(np.intp)])
+        place = np.searchsorted(self._hashes, hashes[likely])
         place[place == len(self._hashes)] = 0
-        self.met[place[self._hashes[place] == likely]] = True
+        hit = self._hashes[place] == hashes[likely]
+        return likely[hit], place[hit]

@@ -18,7 +18,7 @@ import xxhash
 
 from data_pipeline.document import Document
 from data_pipeline.read import Fields
-from data_pipeline.registry import entries
+from data_pipeline.registry import entries, rehearse
 from fmscale.errors import ConfigError
 from fmscale.settings import load_settings
 
@@ -108,7 +108,7 @@ def check(recipe: Recipe) -> None:
             raise ConfigError(
                 f"{key} is negative", expected="0 or more", found=str(getattr(recipe, key)), do="set 0 or more"
             )
-    entries(recipe.steps)
+    rehearse(entries(recipe.steps))
 
 
 def fields(recipe: Recipe) -> Fields:

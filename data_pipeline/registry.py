@@ -26,11 +26,18 @@ import xxhash
 from data_pipeline.clock import Clock
 from data_pipeline.document import Step
 from data_pipeline.rule import judge
+from data_pipeline.step_files import by_hash, check_files
 from fmscale.errors import ConfigError
 
 STEPS: dict[str, str] = {
+    "classifier": "data_pipeline.steps.classifier:classifier",
     "code_quality": "data_pipeline.steps.code_quality:code_quality",
+    "decontaminate": "data_pipeline.steps.decontaminate:decontaminate",
     "extract": "data_pipeline.steps.extract:extract",
+    "language": "data_pipeline.steps.language:language",
+    "lines": "data_pipeline.steps.lines:lines",
+    "pii": "data_pipeline.steps.pii:pii",
+    "urls": "data_pipeline.steps.urls:urls",
 }
 """name -> module:function of the steps of ours."""
 PASSES: dict[str, str] = {
@@ -65,18 +72,18 @@ class Entry:
         return _first_parameter(self.function) == "columns"
 
     def record(self) -> list[Any]:
-        """What decides the bytes that come out: name, parameters, and the hash of the file that holds the function."""
+        """What decides the bytes that come out: name, parameters with files by hash, hash of the function's file."""
         source = getattr(importlib.import_module(self.target.partition(":")[0]), "__file__", None)
         return [
             self.name,
-            dict(self.parameters),
+            by_hash(self.function, self.parameters),
             xxhash.xxh3_128_hexdigest(Path(source).read_bytes()) if source else "",
         ]
 
 
 def entries(steps: Sequence[Any]) -> list[Entry]:
     """The entries of a recipe's list. Raises ConfigError: an unknown name, a parameter that the step does not have or
-    of another type than its default, a function that cannot be imported."""
+    of another type than its default, a function that cannot be imported, a file that cannot be read."""
     return [_entry(value) for value in steps]
 
 
@@ -103,6 +110,15 @@ def steps_of(entries: Sequence[Entry], clock: Clock | None = None) -> list[Step]
             steps.append(bound)
     close()
     return steps
+
+
+def rehearse(entries: Sequence[Entry]) -> None:
+    """Each step of ours over no document: what it has to say of its parameters and files, it says before anything is
+    read."""
+    for entry in entries:
+        if entry.name in STEPS and not entry.is_rule:
+            for _ in entry.function(iter(()), **entry.parameters):
+                raise AssertionError(f"step {entry.name} made a document of nothing")
 
 
 def _entry(value: Any) -> Entry:
@@ -157,6 +173,7 @@ def _entry(value: Any) -> Entry:
             found=", ".join(map(str, given)) or "no parameters",
             do=f"write `- {name}: {{{missing[0]}: ...}}`",
         )
+    check_files(name, function, {**defaults, **given})
     return Entry(name, target, {**defaults, **given})
 
 

@@ -17,6 +17,7 @@ import typer
 
 from launcher.arguments import AsJson, Run, Settings, config_of, run_dir_of
 from launcher.cli_checkpoint import checkpoint_app
+from launcher.cli_classifier import classifier_app
 from launcher.cli_data import data_app, show_record, tokenizer_app
 from launcher.cli_order import order_app
 
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 runs_app = typer.Typer(help="What runs did.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_app.add_typer(classifier_app, name="classifier")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(order_app, name="order")
 app.add_typer(runs_app, name="runs")

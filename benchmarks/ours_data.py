@@ -23,7 +23,7 @@ from data_pipeline import passes
 from data_pipeline.document import Document, through
 from data_pipeline.inputs import Inputs, pin
 from data_pipeline.join import join, part
-from data_pipeline.phases import phases, source
+from data_pipeline.phases import documents, phases
 from data_pipeline.pipeline import Recipe
 from data_pipeline.plan import Plan, Work
 from data_pipeline.read import Fields, read_piece
@@ -60,7 +60,7 @@ def minhash(pool: Pool, inputs: Inputs, out: Path) -> dict[str, float]:
 
 
 def _kept_by_pass(work: Work, out: Path, task: int) -> None:
-    _write_ids(out, task, [document.id for document in source(work, 1, task)])
+    _write_ids(out, task, [document.id for document in documents(work, 1, task) if not document.dropped])
 
 
 def verdicts(pool: Pool, inputs: Inputs, out: Path) -> dict[str, float]:
@@ -72,11 +72,11 @@ def verdicts(pool: Pool, inputs: Inputs, out: Path) -> dict[str, float]:
 
 
 def _judge_task(inputs: Inputs, out: Path, task: int) -> None:
-    documents = list(_documents(inputs, task))
-    found: list[dict[str, str]] = [{"id": document.id} for document in documents]
+    read = _documents(inputs, task)
+    found: list[dict[str, str]] = [{"id": document.id} for document in read]
     for name in (name for name in ALONE if name in STEPS):
         (step,) = steps_of(entries([name]))
-        for verdict, document in zip(found, step(documents), strict=True):
+        for verdict, document in zip(found, step(read), strict=True):
             verdict[name] = document.dropped.rpartition("/")[2]
     lines = "".join(json.dumps(verdict, ensure_ascii=False) + "\n" for verdict in found)
     (out / f"verdicts-{task:05d}.jsonl").write_text(lines)

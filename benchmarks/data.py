@@ -28,6 +28,7 @@ import yaml
 from benchmarks import debian_text
 from benchmarks.machine import machine_line
 from benchmarks.measured import Measured, measured
+from fmscale.corpus.manifest import MARKER, Manifest
 
 FILES = 8
 VOCABULARY = 32_768
@@ -85,9 +86,9 @@ def contenders(source: Path, out: Path, peers: str, workers: int) -> Iterator[Co
             at = Contender(what, f"ours {kind}", [])
             recipe = out / f"{at.directory}.yaml"
             body = {"inputs": [str(source)], "tokenizer": str(out / f"{kind}.model"), "steps": steps}
-            body |= {"output": str(out / at.directory), "heldout_fraction": 0.0, "keep_dropped": True}
+            body |= {"output": str(out / at.directory), "heldout_fraction": 0.0}
             recipe.write_text(yaml.safe_dump(body))
-            yield at._replace(command=[*_fmscale(), "data", "prepare", str(recipe)])
+            yield at._replace(command=[*_fmscale(), "data", "prepare", str(recipe), *limit])
         at = Contender(what, "datatrove", [])
         tokenizer = ["--tokenizer", str(out / "tokenizer.json"), *(["--no-rules"] if what == "no rules" else [])]
         yield at._replace(command=[*_peer(peers), "all", str(source), str(out / at.directory), *tokenizer, *limit])
@@ -103,6 +104,9 @@ def run(contender: Contender, out: Path) -> Measured | None:
         return None
     facts = {"wall_s": round(result.wall_s, 2), "cpu_s": round(result.cpu_s, 2), "mib": round(result.largest_mib)}
     said = [line for line in result.output.splitlines() if line.startswith("{")]
+    manifest = out / contender.directory / MARKER
+    if manifest.exists():
+        said.append(json.dumps({"kept": Manifest.load(manifest.parent).counts["out"]}))
     more = {name: value for name, value in json.loads(said[-1]).items() if name not in facts} if said else {}
     print(f"# {json.dumps({'what': contender.label, **facts, **more})}", flush=True)
     return result

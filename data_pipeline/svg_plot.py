@@ -18,6 +18,9 @@ _LABEL, _NUMBER, _ROW = 250, 120, 22
 """Room for names on the left and for numbers on the right, and the height of a row."""
 _HEIGHT, _LEFT, _BELOW = 200, 70, 40
 """Of the columns, and the room for both axes."""
+_WIDEST = 90
+"""A column, where there are few."""
+_TOPS = (1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8, 10)
 _UNSEEN = re.compile(
     "[^\t\n\r\x20-\x7e\xa0-\u200d\u2010-\u2027\u202f-\u2065\u2070-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 )
@@ -77,7 +80,7 @@ def bars(rows: Sequence[Row], series: Sequence[str], unit: str, shift: int = 0) 
 def columns(rows: Sequence[Row], series: Sequence[str], unit: str, about: str, shift: int = 0) -> str:
     """A column a row, stacked; `about` stands below the axis. Names are thinned out where they would not fit."""
     top = _round_up(max((sum(row.values) for row in rows), default=0) or 1)
-    wide = (WIDTH - _LEFT) / max(1, len(rows))
+    wide = min((WIDTH - _LEFT) / max(1, len(rows)), _WIDEST)
     drawn = []
     for tick in range(5):
         y = _HEIGHT * (1 - tick / 4) + 8
@@ -121,6 +124,6 @@ def _short(name: str, most: int = 36) -> str:
 
 
 def _round_up(value: float) -> float:
-    """The next 1, 2, 4 or 8 times a power of ten: a quarter of it is a short number."""
+    """The next number of two figures of which a quarter has two figures as well."""
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value * (1 - 1e-12))
+    return next(step * power for step in _TOPS if step * power >= value * (1 - 1e-12))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ import ray
 from fmscale.config import Config
 from fmscale.corpus.readers import RayLoader
 from fmscale.observe import pids
+from fmscale.observe.events import EventLog
 
 
 class RankActor:
@@ -81,7 +83,11 @@ class RankActor:
             place = RankPlace(
                 rank=rank, world=world, local_rank=local_rank, device=device, shows_progress=False, store=store
             )
-            run_rank(config, place, lambda **loader: RayLoader(readers, **loader))
+            run_rank(config, place, lambda **loader: RayLoader(readers, tell=self._remark, **loader))
+
+    def _remark(self, text: str) -> None:
+        EventLog(self.config.run_dir).write("remark", text=text)
+        print(text, file=sys.stderr, flush=True)
 
 
 def _log_to(path: Path) -> None:

@@ -154,6 +154,10 @@ class RankPlan:
             own = places.part(share[share != PADDING])
             yield Ask("heldout", rows, own, self.row_tokens)
 
+    def read(self, split: str, places: Places) -> RowTokens:
+        """The tokens at `places`, in this process."""
+        return read_rows(self.corpora[split], places, self.row_tokens, self.documents)
+
     def batch(self, ask: Ask, found: RowTokens) -> Batch:
         return collate(ask.rows, found, ask.seq_len, self.documents)
 
@@ -190,10 +194,9 @@ class LocalLoader:
         self._running = []
 
     def _read(self, ask: Ask) -> tuple[Batch, Spent]:
-        plan = self._plan
-        found = read_rows(plan.corpora[ask.split], ask.places, plan.row_tokens, plan.documents)
+        found = self._plan.read(ask.split, ask.places)
         started = time.perf_counter()
-        batch = plan.batch(ask, found)
+        batch = self._plan.batch(ask, found)
         return batch, found.spent + Spent(collate_s=time.perf_counter() - started)
 
 

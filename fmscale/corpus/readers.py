@@ -4,6 +4,9 @@ A reader is asked for places (split, source, chunk, offset) and answers with tok
 steps: so it can die at any moment, any reader gives the same answer to the same question, and Ray starts it again. The
 loader keeps requests ahead of the trainer. Ray moves an object of 4 MB more than ten times as fast a byte as one of
 32 KB, so small batches are asked for several at a time, and very large ones in parts.
+
+Answers pass through Ray's object store. Where that is full (of somebody else's objects: ours are a few megabytes) and
+the disk that it spills to as well, a rank reads the rows itself: slower, said, and the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +22,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
+from ray.exceptions import (
+    ActorUnavailableError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    RayActorError,
+    RayTaskError,
+)
 
 from fmscale.config import Config
 from fmscale.corpus.batch import Batch
@@ -36,6 +45,7 @@ PART_BYTES = 8 << 20
 """A request for more than this is cut into parts, which different readers answer at once."""
 REQUEST_BATCHES = 64
 """Most batches of a request: bounds what a first step waits for."""
+FULL = (OutOfDiskError, ObjectStoreFullError)
 ASK_ANOTHER_AFTER_S = 0.5
 """A reader that has not answered by then may be dead or starting again; another one is asked as well."""
 
@@ -87,8 +97,17 @@ def start_readers(
 class RayLoader:
     """A Loader that has reader actors read, those on its own node before others."""
 
-    def __init__(self, readers: list[Any], config: Config, data: RunData, data_rank: int) -> None:
+    def __init__(
+        self,
+        readers: list[Any],
+        config: Config,
+        data: RunData,
+        data_rank: int,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """tell: is told when this rank begins and ceases to read by itself, since answers find no room."""
         self._config, self._data_rank = config, data_rank
+        self._tell, self._alone = tell, False
         self._plan = RankPlan(config, data, data_rank)
         self._ahead = config.data.prefetch_batches
         self._closed = False
@@ -152,11 +171,22 @@ class RayLoader:
     def _answer(self, calls: list[_Call]) -> RowTokens:
         """The rows of a request, and what was waited for."""
         started = time.perf_counter()
-        parts = [call.result() for call in calls]
+        parts = [self._result(call) for call in calls]
         answered = time.perf_counter()
         # Copied at once: a view would hold the object in shared memory for as long as its last batch is not used.
         rows = RowTokens.joined(parts)
         self._waited += rows.spent.within(answered - started) + Spent(transfer_s=time.perf_counter() - answered)
+        return rows
+
+    def _result(self, call: _Call) -> RowTokens:
+        try:
+            rows, alone = call.result(), ""
+        except _NoRoomError as error:
+            rows, alone = self._plan.read(call.split, call.places), str(error)
+        if bool(alone) != self._alone:
+            self._alone = bool(alone)
+            who = f"data rank {self._data_rank} reads by itself"
+            self._tell(f"{who}: {alone}; make room, see `ray memory`" if alone else f"{who} no more")
         return rows
 
     def _group(self, asks: Iterator[Ask]) -> list[Ask]:
@@ -182,23 +212,43 @@ class RayLoader:
         return calls
 
 
+class _NoRoomError(Exception):
+    """A question or its answer found no room in Ray's object store."""
+
+    def __init__(self, error: BaseException) -> None:
+        disk = isinstance(error, OutOfDiskError)
+        super().__init__(
+            "Ray's object store and the disk it spills to are full" if disk else "Ray's object store is full"
+        )
+
+
 class _Call:
     """One question, put to one reader, and to others if that one does not answer."""
 
     def __init__(self, readers: list[Any], split: str, places: Places) -> None:
         self._others = deque(readers)
-        self._question = (split, places)
+        self.split, self.places = split, places
         self._asked: dict[Any, Any] = {}
-        self._answers = [self._ask()]
+        self._answers: list[Any] = []
+        self._no_room: _NoRoomError | None = None
+        try:
+            self._answers.append(self._ask())
+        except _NoRoomError as error:  # for the question; to be told where the answer is wanted
+            self._no_room = error
 
     def _ask(self) -> Any:
         reader = self._others.popleft()
-        answer = reader.read.remote(*self._question)
+        try:
+            answer = reader.read.remote(self.split, self.places)
+        except FULL as error:
+            raise _NoRoomError(error) from None
         self._asked[answer] = reader
         return answer
 
     def result(self) -> RowTokens:
-        """The rows, a view of Ray's shared memory. Raises DataError, or MachineError without readers."""
+        """The rows, a view of Ray's shared memory. Raises DataError, MachineError without readers, _NoRoomError."""
+        if self._no_room is not None:
+            raise self._no_room
         while True:
             ready, _ = ray.wait(self._answers, timeout=ASK_ANOTHER_AFTER_S if self._others else None)
             if not ready:
@@ -209,6 +259,8 @@ class _Call:
             except RayTaskError as error:
                 if isinstance(error.cause, FmscaleError):
                     raise error.cause from None
+                if isinstance(error.cause, FULL):
+                    raise _NoRoomError(error.cause) from None
                 raise
             except ActorUnavailableError:  # it starts again
                 self._answers.remove(ready[0])

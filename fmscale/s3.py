@@ -104,6 +104,10 @@ class Bucket:
         there = self.get(key)
         return None if there == content else there if there is not None else b""
 
+    def put(self, key: str, content: bytes) -> None:
+        """Write a small object, over what may stand there."""
+        self._patience.run("write", key, lambda: self._put(key, content))
+
     def put_file(self, key: str, path: Path, size: int, check: Check) -> bool:
         """Write the file at `path`; False, and nothing is written, if it has not this size or does not pass `check`."""
         part_bytes = max(self._part_bytes, math.ceil(size / MAX_PARTS))

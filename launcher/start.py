@@ -21,6 +21,8 @@ from fmscale.corpus.sources import open_run_data, resolve, without_added
 from fmscale.durable import replace
 from fmscale.errors import ConfigError
 from fmscale.observe.metrics import last_step, summary
+from fmscale.training import records
+from fmscale.training.lease import Lease
 from fmscale.validate import validate
 from launcher.incarnation import die_with_parent
 from launcher.snapshot import changes, enter
@@ -91,6 +93,10 @@ def start(config: Config, roll_back: str | None = None, take_over: bool = False)
             f"run {config.run_dir} is done: {config.train.steps} steps. More with train.steps=N, anew with run.name=NEW"
         )
         return
+    if records.lacking(config):
+        with Lease(config.run_dir).held(take_over=take_over):
+            records.bring_back(config)
+        config = check(config)
     for note in require_epochs(config, reading_plan(config, open_run_data(config))):
         print(note)
     supervise(config, roll_back, take_over)
@@ -130,6 +136,8 @@ def _be_a_rank(config: Config, roll_back: str | None) -> None:
             run_rank(config, place, LocalLoader)
             return
         with Lease(config.run_dir).held():
+            if records.lacking(config):
+                records.bring_back(config)
             enter(config)
             for note in require_epochs(config, reading_plan(config, open_run_data(config))):
                 print(note)

@@ -193,16 +193,21 @@ class Ledger:
             raw = path.read_bytes()
         except FileNotFoundError:
             return Ledger()
+        return Ledger.parse(raw, str(path))
+
+    @staticmethod
+    def parse(raw: bytes, where: str) -> Ledger:
+        """The ledger whose file has the bytes `raw`. Raises DataError if damaged."""
         items = []
         for number, line in enumerate(raw.splitlines(), 1):
             try:
                 items.append(json.loads(line))
             except ValueError as error:  # no UTF-8, or no JSON
                 first = str(error).splitlines()[0]
-                raise _damaged(f"{path}, line {number}", "a JSON object", first) from None
-        ledger = Ledger.from_json(items, str(path))
+                raise _damaged(f"{where}, line {number}", "a JSON object", first) from None
+        ledger = Ledger.from_json(items, where)
         if ledger._render() != raw:
-            raise _damaged(str(path), "one entry a line, as JSON writes it", "other spacing, or no final newline")
+            raise _damaged(where, "one entry a line, as JSON writes it", "other spacing, or no final newline")
         return ledger
 
     def save(self, path: Path) -> None:

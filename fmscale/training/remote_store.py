@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from fmscale.corpus.ledger import FILE_NAME
 from fmscale.durable import fsync_directory, publish_new, replace, temporary_name
 from fmscale.errors import CheckpointError, MachineError, RunHeldError
 from fmscale.observe.faults import fault_point
@@ -75,7 +76,24 @@ class RemoteStore:
                 found=other[:300].decode(errors="replace").strip(),
                 do="stop one of the two, or start another run with run.name=NEW",
             )
+        ledger = self.run_dir / FILE_NAME
+        if ledger.exists():  # edits that no checkpoint has seen yet
+            self.bucket.put_new(_ledger_key(term), ledger.read_bytes())
         self.bucket.abort_uploads()
+
+    def ledger_of(self, term: int) -> bytes | None:
+        """The run's edit ledger as `term` began; None if that is not there."""
+        return self.bucket.get(_ledger_key(term))
+
+    def unknown_terms(self) -> Sequence[int]:
+        """Terms that the store knows and this run directory does not. Raises CheckpointError as `sync_terms`."""
+        there = {term for key in self.bucket.list("lease/") if (term := _term_of(key))}
+        here = set(term_numbers(self.run_dir))
+        if there - here:
+            for term in there & here:
+                if (other := self.bucket.get(_term_key(term))) != term_path(self.run_dir, term).read_bytes():
+                    raise self._two_runs(term, other or b"")
+        return sorted(there - here)
 
     def sync_terms(self) -> None:
         """Both sides have all term records. Raises CheckpointError where two records of one term differ."""
@@ -85,16 +103,19 @@ class RemoteStore:
             local = path.read_bytes() if path.exists() else None
             remote = self.bucket.put_new(_term_key(term), local) if local else self.bucket.get(_term_key(term))
             if local is not None and remote is not None:
-                raise CheckpointError(
-                    f"term {term} of this run has two records: here and in the object store stand two different runs",
-                    expected=f"{self.bucket.url}/{_term_key(term)} as in {path}",
-                    found=f"{len(remote):,} other bytes",
-                    do="start another run with run.name=NEW; or, if the record here is damaged, remove it",
-                )
+                raise self._two_runs(term, remote)
             if local is None and remote is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 publish_new(path, remote)
                 load_term(self.run_dir, term)
+
+    def _two_runs(self, term: int, other: bytes) -> CheckpointError:
+        return CheckpointError(
+            f"term {term} of this run has two records: here and in the object store stand two different runs",
+            expected=f"{self.bucket.url}/{_term_key(term)} as in {term_path(self.run_dir, term)}",
+            found=f"{len(other):,} other bytes",
+            do="start another run with run.name=NEW; or, if the record here is damaged, remove it",
+        )
 
     def fence(self, term: int) -> None:
         """Raises CheckpointError unless `term` is the newest in the store, TakenOverError where a newer one is."""
@@ -246,6 +267,10 @@ class RemoteStore:
 
 def _term_key(term: int) -> str:
     return f"lease/{term_path(Path(), term).name}"
+
+
+def _ledger_key(term: int) -> str:
+    return f"lease/ledger-{term:08d}.jsonl"
 
 
 def _term_of(key: str) -> int:

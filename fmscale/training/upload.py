@@ -26,6 +26,7 @@ from fmscale.config import Config
 from fmscale.errors import FmscaleError, MachineError, StopRequested
 from fmscale.observe.events import EventLog
 from fmscale.observe.heartbeat import Heartbeat
+from fmscale.training import records
 from fmscale.training.checkpoint_format import MARKER, Commit, parse_directory_name, read_commit
 from fmscale.training.history import checkpoint_names
 from fmscale.training.remote_store import RemoteStore, TakenOverError
@@ -196,6 +197,7 @@ class Uploader:
                     do="look at those ranks' logs, or raise checkpoint.remote_timeout_s",
                 )
             time.sleep(POLL_S if waiting else 0)
+        sent += records.push(self._remote, commit.name)
         self._remote.commit(commit, self._term)
         rule = self._config.checkpoint
         self._remote.prune(rule.keep, self._term, self._say, keep_every=rule.keep_every_steps)

@@ -89,12 +89,13 @@ def test_without_it_the_run_goes_on_from_its_own(
     assert told in "\n".join(event.get("text", "") for event in read_events(run.directory))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("fault", ["ckpt.before_commit", "ckpt.after_commit"])
 def test_killed_again_while_the_fast_checkpoint_is_copied(
     tmp_path: Path, words: Path, undisturbed: Run, fault: str
 ) -> None:
     run = killed(tmp_path, words)
-    run.train(env={"FAULTS": f"{fault}:kill", "FAULTS_ONCE": str(tmp_path)})
+    run.train(env={"FAULTS": f"{fault}:kill", "FAULTS_ONCE": str(tmp_path)}, timeout_s=300)  # two starts of Ray
     assert (tmp_path / f"{fault}_kill").exists()
     assert load_term(run.directory, 2).parent == "step-00000006.t0001"  # the first start opened none
     assert_same_curve(run, undisturbed)

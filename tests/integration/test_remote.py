@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import psutil
 import pytest
 
 from fmscale.observe.events import read_events
-from tests.runs import Run
+from fmscale.observe.metrics import summary
+from tests.runs import Run, assert_same_curve
 from tests.s3_server import BUCKET, SECRET, Proxy, Request, s3_server
 
 pytestmark = pytest.mark.processes
@@ -38,22 +41,19 @@ def test_a_lost_machine_goes_on_from_the_store(runs_root: Path, words: Path, ser
     run = Run(runs_root, "lost", words, REMOTE)
     run.start(env={**server.environment(), "FAULTS": "step.11/0:hang"})
     run.wait_for(lambda: (8, None) in uploads(run))
-    family = [run.process, *psutil.Process(run.process.pid).children(recursive=True)] if run.process else []
-    for process in family:
-        process.kill()
-    psutil.wait_procs(family[1:], timeout=20)
-    run.finish()
+    lose(run)
+
+    server.forget()
+    run.start("optim.lr=0.5", env=server.environment())
+    assert run.finish() == 2
+    assert "this run exists with other settings" in run.output(), "an empty machine is no way round"
     shutil.rmtree(run.directory)
 
     server.forget()
     run.train(env=server.environment())
-    ours, theirs = run.steps(), undisturbed.steps()
-    first = ours[0]["step"]
-    assert first == 9, "it goes on after the checkpoint that was in the store"
-    keys = ("step", "rows", "tokens", "loss", "lr", "grad_norm", "batch_hash")
-    assert [[line[key] for key in keys] for line in ours] == [
-        [line[key] for key in keys] for line in theirs[first - 1 :]
-    ]
+    assert_same_curve(run, undisturbed)
+    assert next(line["step"] for line in run.steps() if line["term"] > 1) == 9, "after the checkpoint in the store"
+    assert summary(run.directory)["heldout_loss"] == summary(undisturbed.directory)["heldout_loss"]
     (fetched,) = (event for event in read_events(run.directory) if event["kind"] == "fetch")
     files = run.directory / "checkpoints" / fetched["name"]
     size = sum(path.stat().st_size for path in files.iterdir() if path.name != "COMMIT.json") if files.exists() else 0
@@ -61,6 +61,39 @@ def test_a_lost_machine_goes_on_from_the_store(runs_root: Path, words: Path, ser
     assert uploads(run)[-1] == (16, None)
     text = "".join(path.read_text() for path in run.directory.rglob("*") if path.suffix in (".json", ".jsonl", ".yaml"))
     assert SECRET not in text + run.output()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_lost_machine_goes_on_by_the_edited_order(runs_root: Path, words: Path, server: Proxy) -> None:
+    """An edit that no checkpoint has seen when it is lost, and that holds from a step after the one that is."""
+
+    def edited(name: str, *more: str) -> Run:
+        run = Run(runs_root, name, words, [*RANKS, "launch.backend=torchrun", *more])
+        run.train("train.steps=4", env=server.environment())
+        edit = [sys.executable, "-m", "launcher.cli", "order", "edit", str(run.directory), "skip", "2"]
+        subprocess.run([*edit, "--from-step", "7"], check=True, cwd=Path(__file__).parents[2])
+        return run
+
+    server.forget()
+    reference, run = edited("edited"), edited("edited-lost", *REMOTE)
+    reference.train()
+    run.start(env={**server.environment(), "FAULTS": "step.6/0:hang"})
+    run.wait_for(lambda: any(line["step"] == 5 for line in run.steps()))
+    lose(run)
+    run.train(env=server.environment())
+    assert_same_curve(run, reference)
+    assert (run.directory / "ledger.jsonl").read_bytes() == (reference.directory / "ledger.jsonl").read_bytes()
+
+
+def lose(run: Run) -> None:
+    """Its processes, and its directory."""
+    family = [run.process, *psutil.Process(run.process.pid).children(recursive=True)] if run.process else []
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family[1:], timeout=20)
+    run.finish()
+    shutil.rmtree(run.directory)
 
 
 @pytest.mark.slow

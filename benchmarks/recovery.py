@@ -3,8 +3,8 @@
 The demo's model on the demo's text, two ranks of ZeRO-1 over gloo, killed from outside by SIGKILL at random moments.
 The clock starts with the kill and stops when rank 0 has appended the first line of the new term to metrics.jsonl, which
 is after that step's update. Arms: with a warm spare; without one (launch.spares=0, the ranks' cluster lives); the whole
-driver killed, so that Ray starts anew; under torchrun. Beside each: how long until the death was noticed (the line in
-events.jsonl). Then a rank that is stopped (SIGSTOP) under launch.hang_s=5.
+driver killed, so that Ray starts anew; under torchrun, with the next ranks ready and without. Beside each: how long
+until the death was noticed (the line in events.jsonl). Then a rank that is stopped (SIGSTOP) under launch.hang_s=5.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from fmscale.observe import pids
 from fmscale.observe.events import read_events, read_lines
 from launcher.demo import CONFIG, Paths, Stages, make_demo_corpus
 from launcher.ray_cluster import private_environment
+from launcher.standby import AFTER_S
 
 HANG_S = 5.0
 
@@ -108,7 +109,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-recovery"))
     parser.add_argument("--times", type=int, default=20, help="kills with a warm spare")
     parser.add_argument("--cold", type=int, default=5, help="kills in each other arm")
-    parser.add_argument("--hangs-only", action="store_true")
+    parser.add_argument("--only", choices=["ray", "torchrun", "hangs"], help="these arms alone")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(machine_line(), flush=True)
@@ -120,16 +121,23 @@ def main() -> None:
     out, corpus, draw = options.out, paths.corpus, random.Random(options.seed)
     stamp = time.strftime("%H%M%S")
     print()
-    if not options.hangs_only:
+    if options.only in (None, "ray"):
         with training(out, corpus, f"warm-{stamp}") as run:
             arm("rank killed, a spare is warm", run, "rank", options.times, 9.0, draw)
             arm("driver killed, Ray starts anew", run, "driver", options.cold, 3.0, draw)
         with training(out, corpus, f"cold-{stamp}", "launch.spares=0") as run:
             arm("rank killed, no spare", run, "rank", options.cold, 3.0, draw)
-        with training(out, corpus, f"torchrun-{stamp}", "launch.backend=torchrun") as run:
-            arm("rank killed, under torchrun", run, "rank", options.cold, 3.0, draw)
-    with training(out, corpus, f"hang-{stamp}", f"launch.hang_s={HANG_S}") as run:
-        arm(f"rank stopped, launch.hang_s={HANG_S:g}", run, "rank", options.cold, 12.0, draw, signal.SIGSTOP)
+    if options.only in (None, "torchrun"):
+        torchrun = "launch.backend=torchrun"
+        with training(out, corpus, f"torchrun-{stamp}", torchrun) as run:
+            arm("under torchrun, the next ranks are ready", run, "rank", options.cold, AFTER_S + 20.0, draw)
+            ahead = [event["ahead_s"] for event in read_events(run.run_dir) if event["kind"] == "start"][1:]
+            print("    started ahead: " + " ".join(f"{seconds:.0f}" for seconds in ahead) + " s", flush=True)
+        with training(out, corpus, f"torchrun-cold-{stamp}", torchrun, "launch.spares=0") as run:
+            arm("under torchrun, launch.spares=0", run, "rank", options.cold, 3.0, draw)
+    if options.only in (None, "hangs"):
+        with training(out, corpus, f"hang-{stamp}", f"launch.hang_s={HANG_S}") as run:
+            arm(f"rank stopped, launch.hang_s={HANG_S:g}", run, "rank", options.cold, 12.0, draw, signal.SIGSTOP)
 
 
 if __name__ == "__main__":

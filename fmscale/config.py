@@ -219,7 +219,8 @@ class LaunchConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: GPUs where every rank can have one, else CPUs over gloo."""
     spares: int = 1
-    """On Ray and CPUs: processes a node that have imported everything and wait to take a lost rank's place."""
+    """On Ray and CPUs: processes a node that have imported everything and wait to take a lost rank's place. With
+    backend=torchrun: a second set of ranks that has, whatever the number; 0: none. They take some 400 MB each."""
     timeout_s: float = 600.0
     """Time after which a collective operation gives up; also the longest silence of a rank that starts."""
     hang_s: float = 300.0

@@ -8,17 +8,11 @@ itself be stuck).
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from fmscale.config import Config
 from fmscale.errors import StopRequested
@@ -32,12 +26,10 @@ from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import parse_directory_name
 from fmscale.training.stopping import request_stop, withdraw_request
 from launcher.deaths import Death, DeathWatch
+from launcher.driver_process import DriverProcess
 from launcher.requests import StopRequests
 from launcher.restarts import Ending
-
-INCARNATION, RUN, ROLL_BACK = "FMSCALE_INCARNATION", "FMSCALE_RUN", "FMSCALE_ROLL_BACK"
-"""Environment variables that every process of an incarnation carries: its tag, the run's directory, and the checkpoint
-to start from where that is not the newest (fmscale/training/agree.py, which imports torch)."""
+from launcher.standby import Standby
 
 LOOK_EVERY_S = 0.1
 LEAVE_S = 0.7
@@ -55,41 +47,35 @@ class Incarnation:
     tag: str
     events: EventLog
     requests: StopRequests
+    standby: Standby
+    ready: DriverProcess | None = None
+    """A driver with that tag which was started ahead."""
     roll_back: str | None = None
     killed: str = ""
     """Why the supervisor itself ended it, if it did, instead of waiting for its ranks."""
 
     def run(self) -> Ending:
-        """Start a driver, wait for it, leave nothing of it behind."""
+        """Have a driver begin, wait for it, leave nothing of it behind."""
         config, run_dir = self.config, self.config.run_dir
         before, kills, hang = starts_from(run_dir, self.roll_back), oom_kills(), None
         withdraw_request(run_dir)
-        log = run_dir / "logs" / "driver.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as stderr:
-            said = stderr.tell()
-            driver = subprocess.Popen(
-                _command(config),
-                env=self._environment(),
-                stderr=stderr,
-                preexec_fn=die_with_parent,
-                process_group=0,  # Ctrl-C in a terminal is for the supervisor: ranks are to save first
-            )
-            watched = config.world_size if config.launch.backend == "torchrun" else 0
-            try:
-                with contextlib.closing(DeathWatch(run_dir, watched, self.tag, driver)) as watch:
-                    hang = self._wait(watch)
-                    death = self._first_death(watch)
-                    if death is not None and death.exit_code is None:
-                        watch.kill_living()  # the agent waits for them
-                        with contextlib.suppress(subprocess.TimeoutExpired):
-                            driver.wait(AGENT_S)
-            finally:
-                code = driver.poll()
-                driver.kill()
-                driver.wait()
-                sweep(INCARNATION, self.tag)
-                withdraw_request(run_dir)
+        driver = self.ready or DriverProcess(config, self.tag, roll_back=self.roll_back)
+        watched = config.world_size if config.launch.backend == "torchrun" else 0
+        try:
+            if self.ready is not None:
+                driver.go()
+            with contextlib.closing(DeathWatch(run_dir, watched, self.tag, driver.process)) as watch:
+                hang = self._wait(driver, watch)
+                death = self._first_death(watch)
+                if death is not None and death.exit_code is None:
+                    watch.kill_living()  # the agent waits for them
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        driver.process.wait(AGENT_S)
+        finally:
+            code = driver.end()
+            withdraw_request(run_dir)
+        if code is not None and code < 0:
+            death = None  # the ranks died of it, not before it: they have the kernel kill them then
         step, judged = max(0, last_step(run_dir)), judged_by_driver(run_dir, self.tag)
         last = max((int(event["incarnation"].rpartition(".")[2]) for event in judged), default=-1)
         return Ending(
@@ -103,16 +89,17 @@ class Incarnation:
             rank_exit=death.exit_code if death is not None else None,
             # What the driver has recovered from is no cause of what came later.
             oom_kills=0 if judged else max(0, oom_kills() - kills),
-            words="" if judged else _text_since(log, said),
+            words="" if judged else driver.text(),
         )
 
-    def _wait(self, watch: DeathWatch) -> Hang | None:
+    def _wait(self, driver: DriverProcess, watch: DeathWatch) -> Hang | None:
         """Until the driver has ended, hangs or is out of time, or its ranks have failed."""
         asked_at: float | None = None
         failed_at: float | None = None
         heartbeats = self._heartbeats()
         while not watch.wait(LOOK_EVERY_S):
             now = time.monotonic()
+            self.standby.look(driver)
             if self.requests.now:
                 self.killed = "stopped at once"
                 return None
@@ -126,6 +113,7 @@ class Incarnation:
                 continue
             if failed_at is None and self._a_rank_failed(watch):
                 failed_at = now
+                self.standby.hurry(driver)
             if failed_at is not None:
                 if watch.all_gone or now - failed_at > LEAVE_S:
                     return None
@@ -176,13 +164,6 @@ class Incarnation:
     def _show(self, hang: Hang) -> None:
         show_hang(self.config.run_dir, hang, self.tag, self.events)
 
-    def _environment(self) -> dict[str, str]:
-        environment = {**os.environ, INCARNATION: self.tag, RUN: str(self.config.run_dir.resolve())}
-        if self.roll_back:
-            environment[ROLL_BACK] = self.roll_back
-        threads = str(self.config.train.threads_per_rank)
-        return {**environment, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-
 
 def show_hang(run_dir: Path, hang: Hang, incarnation: str, events: EventLog) -> None:
     """Have all ranks of this host write their stacks, and tell the run's events who is missing."""
@@ -219,40 +200,6 @@ def rolled_back(run_dir: Path, name: str, first_term: int) -> bool:
     """Whether a term since `first_term` goes on from the checkpoint `name`: then restarts go on from that term."""
     since = (term for term in term_numbers(run_dir) if term > first_term)
     return any(load_term(run_dir, term).parent == name for term in since)
-
-
-def _command(config: Config) -> list[str]:
-    run_dir = str(config.run_dir)
-    if config.launch.backend == "ray":
-        return [sys.executable, "-m", "launcher.driver", run_dir]
-    flags = ["--standalone", f"--nproc-per-node={config.world_size}", "--max-restarts=0"]
-    return [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "fmscale.training.worker", run_dir]
-
-
-def _text_since(log: Path, start: int) -> str:
-    """What the driver wrote to its log; the last 64 kB of it."""
-    with log.open("rb") as file:
-        file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))
-        return file.read().decode(errors="replace")
-
-
-def sweep(variable: str, value: str) -> None:
-    """Kill every process of this machine that carries the variable, and wait until they are gone (at most 10 s)."""
-    left = []
-    for process in psutil.process_iter():
-        if process.pid == os.getpid():
-            continue
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(variable) == value:
-                process.kill()
-                left.append(process)
-    psutil.wait_procs(left, timeout=10)
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent dies (prctl(2), PR_SET_PDEATHSIG; Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def say(text: str) -> None:

@@ -25,8 +25,9 @@ from fmscale.observe.terms import newest_term
 from fmscale.training.stopping import request_stop
 from launcher import restarts
 from launcher.drain import DrainWatch
+from launcher.driver_process import ROLL_BACK
 from launcher.group import Ending, RankGroup
-from launcher.incarnation import ROLL_BACK, committed_step, rolled_back, show_hang, starts_from
+from launcher.incarnation import committed_step, rolled_back, show_hang, starts_from
 from launcher.progress import Follower
 from launcher.restarts import Restarts, classify
 

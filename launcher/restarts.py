@@ -33,8 +33,8 @@ ADVICE = {
     "out of memory": "lower train.micro_batch, raise parallel.zero or parallel.dp, or give the ranks more memory",
     "hang": "read logs/stacks-rank-*.txt: the rank named above is where the others wait",
     "disk": "make room, or move the run with run.root=ELSEWHERE",
-    "left early": "find what calls exit() in a rank: logs/rank-*.log, logs/driver.log",
-    "crash": "read logs/driver.log and logs/rank-*.log: a library broke, not a setting; `engine=plain` narrows it down",
+    "left early": "find what calls exit() in a rank: logs/rank-*.log, logs/driver*.log",
+    "crash": "read logs/driver*.log, logs/rank-*.log: a library broke, not a setting; `engine=plain` narrows it down",
 }
 _ANY = "read the run's logs/; the cause is in settings, code or data, and another restart would repeat it"
 

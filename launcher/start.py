@@ -24,7 +24,7 @@ from fmscale.observe.metrics import last_step, summary
 from fmscale.training import records
 from fmscale.training.lease import Lease
 from fmscale.validate import validate
-from launcher.incarnation import die_with_parent
+from launcher.driver_process import die_with_parent
 from launcher.snapshot import changes, enter
 from launcher.supervise import finished, supervise
 

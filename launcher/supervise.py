@@ -7,6 +7,7 @@ environment and killed before the next one starts. Whether one follows is decide
 
 from __future__ import annotations
 
+import time
 import uuid
 from pathlib import Path
 
@@ -20,10 +21,12 @@ from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
 from fmscale.training.upload import uploaded
 from launcher import snapshot
-from launcher.incarnation import RUN, Incarnation, committed_step, judged_by_driver, rolled_back, say, sweep
+from launcher.driver_process import RUN, sweep
+from launcher.incarnation import Incarnation, committed_step, judged_by_driver, rolled_back, say
 from launcher.ray_cluster import private_environment
 from launcher.requests import StopRequests
 from launcher.restarts import Ending, Restarts, classify
+from launcher.standby import Standby
 
 
 def supervise(config: Config, roll_back: str | None = None, take_over: bool = False) -> None:
@@ -34,7 +37,12 @@ def supervise(config: Config, roll_back: str | None = None, take_over: bool = Fa
     Raises RunHeldError, RestartBudgetError, StopRequested, or the failure that no restart can mend.
     """
     run_dir, lease = config.run_dir, Lease(config.run_dir)
-    with lease.held(take_over=take_over), StopRequests(config.launch) as requests, private_environment():
+    with (
+        lease.held(take_over=take_over),
+        StopRequests(config.launch) as requests,
+        private_environment(),
+        Standby(config) as standby,
+    ):
         changed = snapshot.enter(config)
         pids.register(run_dir, "supervisor", 0)
         events = EventLog(run_dir)
@@ -48,9 +56,20 @@ def supervise(config: Config, roll_back: str | None = None, take_over: bool = Fa
                 raise _asked(requests, "between two incarnations", run_dir)
             if roll_back and rolled_back(run_dir, roll_back, first_term):
                 roll_back = None
-            tag = uuid.uuid4().hex[:12]
-            incarnation = Incarnation(config=config, tag=tag, events=events, requests=requests, roll_back=roll_back)
-            events.write("start", incarnation=tag, restarts=restarts.count, backend=config.launch.backend)
+            ready = standby.take() if roll_back is None else None
+            tag = ready.tag if ready is not None else uuid.uuid4().hex[:12]
+            incarnation = Incarnation(
+                config=config,
+                tag=tag,
+                events=events,
+                requests=requests,
+                standby=standby,
+                ready=ready,
+                roll_back=roll_back,
+            )
+            ahead_s = time.monotonic() - ready.started if ready is not None else 0.0
+            began = {"restarts": restarts.count, "backend": config.launch.backend, "ahead_s": ahead_s}
+            events.write("start", incarnation=tag, **began)
             ending = incarnation.run()
             _require(lease)
             if ending.exit_code == 0 and finished(config):
@@ -62,6 +81,8 @@ def supervise(config: Config, roll_back: str | None = None, take_over: bool = Fa
             if incident.exit_code != RestartBudgetError.exit_code:  # else the driver has judged it, and written it
                 events.write("incident", incarnation=tag, driver_exit_code=ending.exit_code, **incident.to_event())
             restarts.judge(incident)
+            if incident.cause == "out of memory":
+                standby.give_up()
             events.write("restart", number=restarts.count)
             number = restarts.standing(incident.committed)
             say(f"{incident.words}, after step {ending.step}; restart {number} of {config.launch.max_restarts}")

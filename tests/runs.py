@@ -26,7 +26,7 @@ train: {steps: 16, global_batch: 8, micro_batch: 2}
 schedule: {warmup_steps: 2}
 checkpoint: {every_steps: 4}
 eval: {every_steps: 6, rows: 16}
-launch: {backend: torchrun, device: cpu}
+launch: {backend: torchrun, device: cpu, spares: 0}
 logging: {wandb: {mode: disabled}}
 """
 
@@ -34,7 +34,7 @@ PATIENCE_S = 600.0
 """How long a run is waited for before a test gives up. Far more than it takes on two idle cores: a machine may have
 other work; where it is the point of a test that something is quick, it measures that."""
 
-ON_RAY = ["launch.backend=ray", "engine=zero", "parallel.dp=2"]
+ON_RAY = ["launch.backend=ray", "engine=zero", "parallel.dp=2", "launch.spares=1"]
 ON_RAY += ["train.steps=160", "checkpoint.every_steps=25", "eval.every_steps=10"]
 """A run long enough to be killed in the middle of, whose readers are asked again at each evaluation."""
 

@@ -141,8 +141,8 @@ class Hang:
     """The verdict that a run stands still."""
 
     missing: tuple[Place, ...]
-    """Those that the others wait for: stopped or gone, else furthest behind; several where the place alone does not
-    tell, and then the stacks do."""
+    """Those that the others wait for: stopped or gone, else furthest behind and silent; several where that alone does
+    not tell, and then the stacks do."""
     places: tuple[Place, ...]
     """All ranks."""
     limit_s: float
@@ -189,7 +189,8 @@ class HeartbeatWatch:
             return None  # the last one to finish may be writing the run's summary
         if not overdue or not self._can_be_trusted():
             return None
-        return Hang(missing=_missing(waiting), places=tuple(places), limit_s=self._limit(overdue[0]))
+        limit = self._limit(overdue[0])
+        return Hang(missing=_missing(waiting, limit / 2), places=tuple(places), limit_s=limit)
 
     def stopped(self) -> list[Place]:
         """Ranks of this host that were stopped by a signal and have not moved for a second: worth a remark at once."""
@@ -247,10 +248,12 @@ def _belongs(name: str, incarnation: str) -> bool:
     return name == incarnation or name.startswith(f"{incarnation}.")
 
 
-def _missing(places: Sequence[Place]) -> tuple[Place, ...]:
+def _missing(places: Sequence[Place], silent_s: float) -> tuple[Place, ...]:
+    """Of those furthest behind, one that still beats does not stand still: it waits there, for a save of another's."""
     halted = tuple(place for place in places if place.state in ("T", "t", "Z", "gone"))
     last = min(place.order for place in places)
-    return halted or tuple(place for place in places if place.order == last)
+    behind = tuple(place for place in places if place.order == last)
+    return halted or tuple(place for place in behind if place.silent_s > silent_s) or behind
 
 
 def dump_stacks(run_dir: Path, why: str, incarnation: str) -> list[Path]:

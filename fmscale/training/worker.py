@@ -44,6 +44,7 @@ from fmscale.training.saver import Saver
 from fmscale.training.stopping import Stopping
 from fmscale.training.trainer import Position, Trainer
 from fmscale.training.upload import Uploader
+from fmscale.training.waiting import AHEAD, wait_for_word
 
 MakeLoader = Callable[..., Loader]
 
@@ -208,7 +209,9 @@ def main(run_dir: Path) -> int:
     config = from_yaml((run_dir / "config.yaml").read_text())
     try:
         with guarded(run_dir, int(os.environ["RANK"])):
-            run_rank(config, place_from_environment(config), LocalLoader)
+            place = place_from_environment(config)
+            if AHEAD not in os.environ or wait_for_word(config, place.device):
+                run_rank(config, place, LocalLoader)
     except FmscaleError as error:
         print(error, file=sys.stderr)
         _end(error.exit_code)

@@ -23,6 +23,7 @@ from tests.runs import Run
 pytestmark = pytest.mark.processes
 
 TWO = ["parallel.dp=2", "engine=zero", "train.steps=8", "eval.every_steps=0"]
+TWO += ["launch.spares=1"]
 
 
 def incidents(run: Run) -> list[dict[str, Any]]:

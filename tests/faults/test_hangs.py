@@ -19,6 +19,7 @@ from tests.runs import Run, assert_same_curve
 pytestmark = pytest.mark.processes
 
 TWO = ["parallel.dp=2", "engine=zero", "train.steps=60", "checkpoint.every_steps=10", "eval.every_steps=0"]
+TWO += ["launch.spares=1"]
 QUICK = [*TWO, "launch.hang_s=3", "launch.timeout_s=60"]
 
 

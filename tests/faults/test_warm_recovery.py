@@ -85,7 +85,8 @@ def test_so_do_other_engines(tmp_path: Path, words: Path, settings: list[str]) -
 @pytest.mark.slow
 def test_under_other_engines(runs_root: Path, words: Path, engine: str) -> None:
     ranks = ["parallel.pp=2", "parallel.dp=1"] if engine == "pipe" else ["parallel.dp=2"]
-    settings = ["launch.backend=ray", f"engine={engine}", *ranks, "train.steps=80", "checkpoint.every_steps=10"]
+    settings = ["launch.backend=ray", "launch.spares=1", f"engine={engine}", *ranks]
+    settings += ["train.steps=80", "checkpoint.every_steps=10"]
     quiet, killed = (Run(runs_root, f"{name}-{engine}", words, settings) for name in ("quiet", "killed"))
     quiet.train()
     killed.start()

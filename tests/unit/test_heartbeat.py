@@ -87,6 +87,18 @@ def test_within_a_step_the_phases_tell(tmp_path: Path, phases: tuple[str, str], 
     assert ("one of them is stuck" in str(hang)) == (len(missing) > 1)
 
 
+def test_one_that_beats_where_it_waits_is_not_the_one_that_stands_still(tmp_path: Path) -> None:
+    """As two ranks in a save, of which one has written its part."""
+    clock, hearts = Clock(), ranks(tmp_path)
+    watched = watch(tmp_path, clock)
+    for heart in hearts:
+        for step in (1, 2):
+            heart.beat("save", step)
+    said = wait(watched, clock, 4, hearts[0].again)
+    assert said.startswith("rank 1 (in save of step 2 for 3.")
+    assert "is stuck" in said
+
+
 def test_start_and_first_step_have_a_longer_limit(tmp_path: Path) -> None:
     """Of each process: one that replaces another starts anew."""
     clock = Clock()

@@ -30,10 +30,14 @@ from data_pipeline.step_files import by_hash, check_files
 from fmscale.errors import ConfigError
 
 STEPS: dict[str, str] = {
+    "c4_quality": "data_pipeline.steps.c4_quality:c4_quality",
     "classifier": "data_pipeline.steps.classifier:classifier",
     "code_quality": "data_pipeline.steps.code_quality:code_quality",
     "decontaminate": "data_pipeline.steps.decontaminate:decontaminate",
     "extract": "data_pipeline.steps.extract:extract",
+    "fineweb_quality": "data_pipeline.steps.fineweb_quality:fineweb_quality",
+    "gopher_quality": "data_pipeline.steps.gopher_quality:gopher_quality",
+    "gopher_repetition": "data_pipeline.steps.gopher_repetition:gopher_repetition",
     "language": "data_pipeline.steps.language:language",
     "lines": "data_pipeline.steps.lines:lines",
     "pii": "data_pipeline.steps.pii:pii",

@@ -1,7 +1,7 @@
 """What an e-mail or IP address looks like, and what only looks like one. Patterns are bounded, so time is linear.
 
-e-mail: local@domain.tld in the lengths of RFC 5321. Not: an scp path (`git@host:path`), what stands between `://` and a
-host, a handle (`@me@host`), a file or systemd unit (`icon@2x.png`, `getty@tty1.service`).
+e-mail: local@domain.tld in the lengths of RFC 5321. Not: an scp path (`git@host:path`), part of a URL before its host
+or in its path (links to messages), a handle (`@me@host`), a file or systemd unit (`icon@2x.png`, `getty@tty1.service`).
 IPv4: four numbers up to 255 without leading zeros. Not behind `v`, `version`, `section`, a product (`Chrome/`); nor if
 all four, or all but the first, are small: that is a version or a section more often. IPv6: every form of RFC 4291.
 Public addresses are those outside IANA's special-purpose registries (RFC 6890) and, of IPv6, inside 2000::/3.
@@ -14,15 +14,16 @@ import re
 from collections.abc import Iterator
 from ipaddress import IPv4Network, IPv6Network
 
-from data_pipeline.steps.digits import DIGIT, Digits
+from data_pipeline.steps.digits import DIGIT, LETTERS, WORD, Digits
 
-_LOCAL = re.compile(r"[\w.+%-]{1,65}\Z")
+_LOCAL = re.compile(rf"[{WORD}.+%-]{{1,65}}\Z")
 _DOMAIN = re.compile(
-    r"""@ (?! [0-9]+ [x.] )
-    (?: [^\W_] (?: [\w-]{0,61} [^\W_] )? \. ){1,8} ( [^\W\d_]{2,24} )
-    (?! [\w@-] | \.[^\W_] | :[\w/~] )""",
+    rf"""@ (?! [0-9]+ [x.] )
+    (?: [{LETTERS}0-9] (?: [{WORD}-]{{0,61}} [{LETTERS}0-9] )? \. ){{1,8}} ( [{LETTERS}]{{2,24}} )
+    (?! [{WORD}@-] | \.[{LETTERS}0-9] | :[{WORD}/~] )""",
     re.VERBOSE,
 )
+_WORD_BEFORE = re.compile(r"\S{0,80}([@:/])\Z")
 _NO_TLD = frozenset(
     (
         *("png", "jpg", "jpeg", "gif", "svg", "webp", "ico", "css", "js", "ts", "jsx", "tsx", "json", "html", "htm"),
@@ -48,17 +49,17 @@ def emails(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_foreign(text: str, start: int) -> bool:
-    """Whether it is a handle, or what stands between `://` and a host."""
-    before = text[max(0, start - 80) : start]
-    return before.endswith("@") or (before.endswith((":", "/")) and "://" in before)
+    """Whether it is a handle, or part of a URL: before its host, or a step of its path (links to messages end so)."""
+    before = _WORD_BEFORE.search(text, max(0, start - 80), start)
+    return before is not None and (before[1] == "@" or "://" in before[0])
 
 
 _QUAD_HINT = re.compile(rb"0\.0{1,3}\.0{1,3}\.0")
 _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _QUAD = re.compile(
-    rf"""(?<! [\w.+] ) (?<! [^0-9]- ) (?<! \w/ )   # a product, a package
+    rf"""(?<! [{WORD}.+] ) (?<! [^0-9]- ) (?<! [{WORD}]/ )   # a product, a package
     {_OCTET} (?: \.{_OCTET} ){{3}}
-    (?! \w | \.\w | - (?! [0-9]{{1,3}}\.[0-9]{{1,3}}\.[0-9] ) )   # a range of addresses may follow""",
+    (?! [{WORD}] | \.[{WORD}] | - (?! [0-9]{{1,3}}\.[0-9]{{1,3}}\.[0-9] ) )   # a range of addresses may follow""",
     re.VERBOSE,
 )
 _VERSION = re.compile(
@@ -97,7 +98,7 @@ def _counts(quad: str, private: bool) -> bool:
 
 _COLONS_HINT = re.compile(rb"0[0h]{3}:[0h:]")
 _COLONS_HINT_PRIVATE = re.compile(rb"[0h][0h]{3}:[0h:]")
-_COLONS = re.compile(r"(?<![\w:.])[0-9a-fA-F]{4}(?::[0-9a-fA-F]{0,4}){2,7}(?![\w:])")
+_COLONS = re.compile(rf"(?<![{WORD}:.])[0-9a-fA-F]{{4}}(?::[0-9a-fA-F]{{0,4}}){{2,7}}(?![{WORD}:])")
 _GLOBAL6 = IPv6Network("2000::/3")
 _SPECIAL6 = [IPv6Network("2001:db8::/32"), IPv6Network("3fff::/20")]
 _PRIVATE6 = [IPv6Network("fc00::/7"), IPv6Network("fe80::/10")]

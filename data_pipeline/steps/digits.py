@@ -14,6 +14,9 @@ _MASK = bytes(
 )
 _SEPARATORS = "\u202f\u2010\u2011\u2012\u2013"
 """A space and dashes beyond Latin-1."""
+LETTERS = r"A-Za-z\u00c0-\u052f"
+"""Of a class in a pattern: Latin, Greek, Cyrillic. Scripts without spaces between words may stand beside a number."""
+WORD = rf"{LETTERS}0-9_"
 _DENSE = re.compile(rb"0[0.-]{6,}")
 
 

@@ -13,18 +13,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from data_pipeline.steps.digits import Digits
+from data_pipeline.steps.digits import WORD, Digits
 
 _SP, _DASH = r"\ \u00a0\u202f", r"\-\u2010-\u2013"
 _GAP = rf"[{_SP}{_DASH}.)/]{{0,3}}"
 _CARD_FORMS = rf"""
-    (?<! [\w.,+\-/] )
+    (?<! [{WORD}.,+\-/] )
     (?: [0-9]{{14,19}}
     | (?<! [0-9]{{4}}[\ -] ) (?<! [A-Z]{{2}}[0-9]{{2}}\  )   # the second: an IBAN
       [0-9]{{4}} ([{_SP}{_DASH}]) [0-9]{{4}} \1 [0-9]{{4}} \1 [0-9]{{2,4}} (?: \1 [0-9]{{3}} )?
       (?! \1 [0-9]{{4}} (?![0-9]) )   # not part of a longer row of such groups
     | [0-9]{{4}} ([{_SP}{_DASH}]) [0-9]{{6}} \2 [0-9]{{4,5}} )
-    (?! [\w-] | [.,][0-9] )"""
+    (?! [{WORD}-] | [.,][0-9] )"""
 _NATIONAL_FORMS = rf"""(?:
     (?= [1-9] ) (?:
       (?: 1[{_DASH}.{_SP}] )? \( [2-9][0-9]{{2}} \) [{_SP}]? [2-9][0-9]{{2}} [{_DASH}.{_SP}] [0-9]{{4}}
@@ -45,16 +45,16 @@ _NATIONAL_FORMS = rf"""(?:
     | (?<! [0-9][{_SP}] )   # Britain, Australia
       0 (?: 7[0-9]{{3}} | 1[0-9]{{2,3}} | 2[0-9] | 4[0-9]{{2}} ) [{_SP}] [0-9]{{3,4}} [{_SP}]? [0-9]{{3,4}}
     ) )"""
-_AFTER = r"(?! \w | [.,:/-][0-9] )"
+_AFTER = rf"(?! [{WORD}] | [.,:/-][0-9] )"
 _CARD = re.compile(_CARD_FORMS, re.VERBOSE)
-_NATIONAL = re.compile(rf"(?<! [\w.,+/\[-] ) {_NATIONAL_FORMS} {_AFTER}", re.VERBOSE)
+_NATIONAL = re.compile(rf"(?<! [{WORD}.,+/\[-] ) {_NATIONAL_FORMS} {_AFTER}", re.VERBOSE)
 _INTERNATIONAL = re.compile(
-    rf"""(?<! [\w+] ) \+
+    rf"""(?<! [{WORD}+] ) \+
     (?: [0-9]{{1,3}} {_GAP} \( [0-9]{{1,5}} \) (?: {_GAP}[0-9] ){{4,12}} | [0-9] (?: {_GAP}[0-9] ){{7,14}} )
     {_AFTER}""",
     re.VERBOSE,
 )
-_ANNOUNCED = re.compile(rf"(?<! [\w.,+/-] ) \(? [0-9] (?: {_GAP}\(?[0-9] ){{6,14}} {_AFTER}", re.VERBOSE)
+_ANNOUNCED = re.compile(rf"(?<! [{WORD}.,+/-] ) \(? [0-9] (?: {_GAP}\(?[0-9] ){{6,14}} {_AFTER}", re.VERBOSE)
 _BEYOND = 6
 """Characters behind a dense run that the patterns look at."""
 _ANNOUNCEMENT = re.compile(

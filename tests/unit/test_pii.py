@@ -74,6 +74,12 @@ def test_what_is_switched_off_stays(text: str) -> None:
         ("+33\u00a01\u00a023\u00a045\u00a067\u00a089 et 06\u201112\u201134\u201156\u201178", "<phone> et <phone>", {}),
         ("電話：03-1234-5678", "電話：<phone>", {}),
         ("415-555-2671@txt.example.net", "<email>", {}),
+        ("https://x.org/\nmailto:a@b.co", "https://x.org/\nmailto:<email>", {}),
+        ("https://x.org/?mail=a@b.co https://lists.x.org/r/2008.GA2693@b.co",
+         "https://x.org/?mail=<email> https://lists.x.org/r/2008.GA2693@b.co", {}),
+        ("請發送到stable@vger.example.org。联系security@example.org请", "請發送到<email>。联系<email>请", {}),
+        ("主机66.249.66.1是，电话010-12345678请打+861012345678转", "主机<ip>是，电话<phone>请打<phone>转", {}),
+        ("è@è.it jürgen.müller@köln.example", "<email> <email>", {}),
         ("4111 1111 1111 1111 1111 1111", "4111 1111 1111 1111 1111 1111", {}),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipeline.document import Document, drop
 from data_pipeline.evaluation_sets import EvaluationSets, load
-from data_pipeline.ngrams import ngram_hashes
+from data_pipeline.ngrams import I64, ngrams
 from data_pipeline.rule import batches
 from data_pipeline.step_files import once_per_file, reads_files
 from fmscale.errors import ConfigError
@@ -41,16 +41,16 @@ def decontaminate(
     _check(paths, ngram, min_share)
     sets: EvaluationSets = _load(paths, tuple(fields), ngram)
     for batch in batches(documents):
-        hashes, owners = ngram_hashes([document.text for document in batch], ngram)
-        at, members = sets.ngrams.find(hashes)
-        places, begins = np.unique(owners[at], return_index=True)
-        given_away = {}
-        for place, begin, end in zip(places.tolist(), begins, [*begins[1:], len(at)], strict=False):
-            share, item = sets.share(members[begin:end])
-            if share >= min_share:
-                given_away[place] = sets.names[sets.item_set[item]]
+        held: dict[int, list[I64]] = {}  # of few documents; the n-grams of a long one come a slice at a time
+        for some in ngrams([document.text for document in batch], ngram):
+            at, members = sets.ngrams.find(some.hashes)
+            owners, begins = np.unique(some.owners()[at], return_index=True)
+            for owner, part in zip(owners.tolist(), np.split(members, begins)[1:], strict=True):
+                held.setdefault(owner, []).append(part)
         for place, document in enumerate(batch):
-            yield drop(document, "decontaminate/overlap", given_away[place]) if place in given_away else document
+            share, item = sets.share(np.concatenate(held[place])) if place in held else (-1.0, 0)
+            found = sets.names[sets.item_set[item]]
+            yield drop(document, "decontaminate/overlap", found) if share >= min_share else document
 
 
 def _check(paths: Sequence[str], ngram: int, min_share: float) -> None:

@@ -86,11 +86,11 @@ def c4_quality(
 
 
 def _parts(text: str) -> list[str]:
-    """A text, if it is a giant, in pieces that are looked at one by one: cut at line feeds, where there are any."""
+    """A text, if it is a giant in parts that are looked at one by one: cut at line feeds, giant lines at full stops."""
     parts = []
     while len(text) > JUDGED_CHARACTERS:
         window = text[:JUDGED_CHARACTERS]
-        end = (window.rfind("\n") + 1) or (window.rfind(" ") + 1) or len(window)
+        end = (window.rfind("\n") + 1) or (window.rfind(". ") + 1) or len(window)
         parts.append(text[:end])
         text = text[end:]
     return [*parts, text]

@@ -1,8 +1,8 @@
 """HTML -> the text of its main part, by resiliparse (fast, in C speed) or by trafilatura (slow, stricter).
 
-What is known not to be HTML (`meta` has a content type of another kind) passes unchanged; a page that yields nothing is
-dropped. Both libraries take time that grows with the square of how deep <div> and <article> nest, so a page that nests
-them deeper than browsers do is not given to them.
+What is no HTML (by its content type in `meta`, or without one by its first character) passes unchanged; a page that
+yields nothing is dropped. Both libraries take time that grows with the square of how deep <div> and <article> nest, so
+a page that nests them deeper than browsers do is not given to them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def extract(documents: Iterable[Document], *, by: str = "resiliparse", max_depth
     """
     main_text = _library(by)
     for document in documents:
-        if document.meta.get("content_type", "text/html") not in HTML_TYPES:
+        if not is_html(document):
             yield document
             continue
         depth = nesting(document.text, max_depth)
@@ -43,6 +43,12 @@ def extract(documents: Iterable[Document], *, by: str = "resiliparse", max_depth
             yield change(document, text)
         else:
             yield drop(document, "extract/nothing", len(document.text))
+
+
+def is_html(document: Document) -> bool:
+    """By its content type; where it has none, by whether its text begins with a tag."""
+    kind = document.meta.get("content_type")
+    return document.text.lstrip()[:1] == "<" if kind is None else kind in HTML_TYPES
 
 
 def nesting(html: str, enough: int) -> int:

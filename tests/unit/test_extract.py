@@ -86,3 +86,12 @@ def test_mistakes_in_its_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -
         match=r"^step extract with by: trafilatura needs the package traf.*\n.*\n.*\n  do: pip install 'trafilatura'",
     ):
         list(extract([page(PAGE)], by="trafilatura"))
+
+
+def test_text_without_a_content_type_is_a_page_only_if_it_begins_with_a_tag() -> None:
+    plain = "Two lines,\n\nand 1 < 2 > 0.\n"
+    page = " \n<html><body><main><p>Two lines,</p><p>and more of them here.</p></main></body></html>"
+    kept, made = list(extract([Document("a", plain), Document("b", page)]))
+    assert kept.text == plain
+    assert "<" not in made.text
+    assert "and more of them here." in made.text

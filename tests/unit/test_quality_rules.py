@@ -127,7 +127,6 @@ BLOCKS = [P, P[2:12], ["xa"], P[50:60], ["ya"], P[80:90]]
 STOPPED = [[*P[:9], f"{i}."] for i in range(3)]
 OPEN = [[*P[:9], str(i)] for i in range(22)]
 LONG = [[*P, f"{i}."] for i in range(10)]
-ENDS = [["a…", " "]] * 3
 SHORT = [[f"{i} a b c d e f."] for i in range(21)]
 # Just inside each limit of the papers' and just outside: (rule, reason, inside, outside).
 EDGES = [
@@ -138,7 +137,7 @@ EDGES = [
     (gopher_quality, "too_many_hashes", lines(P[:90], ["#"] * 10), lines(P[:90], ["#"] * 11)),
     (gopher_quality, "too_many_ellipsis", lines(P[:90], ["..."] * 10), lines(P[:89], ["…"] * 10)),
     (gopher_quality, "too_many_bullets", lines(P, *[["-", "x"]] * 9), lines(P, *[["•", "x"]] * 10)),
-    (gopher_quality, "too_many_end_ellipsis", lines(*[P[:50]] * 7, *[["a..."]] * 3), lines(*[P] * 6, *ENDS)),
+    (gopher_quality, "too_many_end_ellipsis", lines(*[P[:50]] * 7, *[["a..."]] * 3), lines(*[P] * 6, *[["a… "]] * 3)),
     (gopher_quality, "below_alpha", lines(P[:80], ["12"] * 20), lines(P[:79], ["12"] * 20)),
     (gopher_quality, "few_stop_words", lines(P[:100]), lines(["The", "of", *P[2:100]])),
     (gopher_repetition, "dup_line_frac", lines(*ONES[:69], *[["x"]] * 31), lines(*ONES[:68], *[["x"]] * 32)),
@@ -152,7 +151,7 @@ EDGES = [
     (fineweb_quality, "empty", "word.", " \n\t"),
     (fineweb_quality, "line_punct_ratio", lines(*STOPPED, *OPEN), lines(*STOPPED[:2], *OPEN)),
     (fineweb_quality, "short_line_ratio", lines(*SHORT[:20], *LONG), lines(*SHORT, *LONG)),
-    (fineweb_quality, "char_dup_ratio", lines([*P, "."], [*P[1:], "."]), lines([*P, "."], *[[*P[:10], "a."]] * 2)),
+    (fineweb_quality, "char_dup_ratio", lines([*P, "."], [*P[1:], "."]), lines([*P, "."], *[[*P[:9], "a."]] * 2)),
     (fineweb_quality, "list_ratio", lines(*LONG), lines(*[["x" * 31 + f"{i}."] for i in range(9)])),
 ]  # fmt: skip
 

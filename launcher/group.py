@@ -29,7 +29,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from fmscale.config import Config
 from fmscale.errors import MachineError, StopRequested
 from fmscale.observe.failure import of_rank
-from fmscale.training.calling_off import call_off
+from fmscale.training.calling_off import called_off
 from launcher.ranks import RankActor
 from launcher.ray_cluster import Cluster, is_gone
 
@@ -173,16 +173,15 @@ class RankGroup:
     ) -> Ending:
         """Wait until every other rank has noticed; kill those that do not. Ranks that were asked to stop have the grace
         period, which the supervisor watches."""
-        with contextlib.suppress(OSError):  # then they are replaced
-            call_off(self.config.run_dir, name)
         for rank in hung:
             self._members[rank].kill()
         waiting = {answer: rank for answer, rank in running.items() if rank not in hung}
         deadline = time.monotonic() + GIVE_UP_S
-        while waiting and (time.monotonic() < deadline or self._asked_to_stop(name, failed)):
-            done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0.02)
-            more, others, said = self._take(waiting, done)
-            dead, failed, words = dead | more, failed | others, words or said
+        with called_off(self.config.run_dir, name):
+            while waiting and (time.monotonic() < deadline or self._asked_to_stop(name, failed)):
+                done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0.02)
+                more, others, said = self._take(waiting, done)
+                dead, failed, words = dead | more, failed | others, words or said
         # What a rank has failed by itself leaves its process in who knows what state; an echo of a peer's end does not.
         by_themselves = {rank for rank in failed if not self._is_echo(name, rank)}
         return self._ended(name, dead=dead, stuck=hung | set(waiting.values()), words=words, replace=by_themselves)

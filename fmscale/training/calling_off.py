@@ -22,9 +22,16 @@ FILE = "called-off"
 LOOK_EVERY_S = 0.1
 
 
-def call_off(run_dir: Path, attempt: str) -> None:
-    """Have the ranks of `attempt` that are still meeting fail. Raises OSError where the file cannot be written."""
-    replace(run_dir / FILE, attempt.encode())
+@contextlib.contextmanager
+def called_off(run_dir: Path, attempt: str) -> Iterator[None]:
+    """Inside the block the ranks of `attempt` that are still meeting fail; if the file cannot be written, they wait."""
+    with contextlib.suppress(OSError):
+        replace(run_dir / FILE, attempt.encode())
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            (run_dir / FILE).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from fmscale.observe.failure import of_rank, record
-from fmscale.training.calling_off import call_off, hang_up, may_be_called_off
+from fmscale.training.calling_off import called_off, hang_up, may_be_called_off
 from fmscale.training.meeting import join_store, open_store
 
 A_MINUTE = datetime.timedelta(seconds=60)
@@ -24,8 +24,15 @@ def test_who_waits_for_a_peer_gets_an_echo_of_its_end(tmp_path: Path, server_too
     """server_too: rank 0 has the store in its own process, and waits at it all the same."""
     server = open_store(2, 60.0)
     store = server if server_too else join_store("127.0.0.1", server.port, 2, 60.0)
-    call_off(tmp_path, "tag.2")
-    threading.Timer(0.3, call_off, (tmp_path, "tag.3")).start()
+    over = threading.Event()
+
+    def owner() -> None:
+        time.sleep(0.3)
+        with called_off(tmp_path, "tag.3"):
+            over.wait(30)
+
+    thread = threading.Thread(target=owner)
+    thread.start()
     started = time.monotonic()
     with (
         pytest.raises(dist.DistNetworkError) as caught,  # type: ignore[attr-defined]
@@ -33,6 +40,9 @@ def test_who_waits_for_a_peer_gets_an_echo_of_its_end(tmp_path: Path, server_too
     ):
         store.wait(["the address of one that died"], A_MINUTE)
     assert 0.3 <= time.monotonic() - started < 30
+    over.set()
+    thread.join()
+    assert list(tmp_path.iterdir()) == []
     record(tmp_path, "tag.3", 0, caught.value)
     said = of_rank(tmp_path, "tag.3", 0)
     assert said is not None
@@ -41,8 +51,7 @@ def test_who_waits_for_a_peer_gets_an_echo_of_its_end(tmp_path: Path, server_too
 
 def test_another_attempts_name_is_none_of_its_business(tmp_path: Path) -> None:
     store = open_store(2, 60.0)
-    call_off(tmp_path, "tag.2")
-    with may_be_called_off(tmp_path, "tag.3", store):
+    with called_off(tmp_path, "tag.2"), may_be_called_off(tmp_path, "tag.3", store):
         time.sleep(0.5)
         store.set("here", "yes")
         assert store.get("here") == b"yes"
@@ -50,8 +59,7 @@ def test_another_attempts_name_is_none_of_its_business(tmp_path: Path) -> None:
 
 
 def test_without_a_store_there_is_nobody_to_hang_up_on(tmp_path: Path) -> None:
-    call_off(tmp_path, "tag.3")
-    with may_be_called_off(tmp_path, "tag.3", None):
+    with called_off(tmp_path, "tag.3"), may_be_called_off(tmp_path, "tag.3", None):
         assert not [thread for thread in threading.enumerate() if thread.name == "called off"]
 
 
@@ -67,3 +75,9 @@ def test_only_connections_to_that_port_are_closed_and_none_is_left_open() -> Non
         assert at_other.recv(1) == b"x"
         for connection in (hung, kept, at_other):
             connection.close()
+
+
+def test_a_directory_that_takes_no_file_is_no_failure_of_the_owner(tmp_path: Path) -> None:
+    with called_off(tmp_path / "gone", "tag.3"):
+        pass
+    assert not (tmp_path / "gone").exists()

@@ -104,6 +104,15 @@ class Run:
         file = self.directory / "metrics.jsonl"
         self.wait_for(lambda: sum(line["term"] > after_term for line in _lines(file)) >= count)
 
+    def wait_until_stopped(self, rank: int) -> psutil.Process:
+        """Until FAULTS=step.N/RANK:stop has stopped the rank; its process, to `resume`. So the run stands where a test
+        wants it, however fast steps are."""
+        self.wait_for(
+            lambda: any(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in self.pids("rank", rank))
+        )
+        (pid,) = self.pids("rank", rank)
+        return psutil.Process(pid)
+
     def last_line(self) -> dict[str, Any]:
         """Of metrics.jsonl."""
         return _lines(self.directory / "metrics.jsonl")[-1]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import ray
 from ray.exceptions import ObjectStoreFullError, OutOfDiskError
@@ -127,16 +126,6 @@ input()
 """
 
 
-@contextmanager
-def stopped(run: Run, step: int) -> Iterator[None]:
-    """Rank 0 stops itself after `step`, so that what is done inside is done in time, however fast the steps are."""
-    run.wait_for_step(step)
-    (rank,) = (psutil.Process(pid) for pid in run.pids("rank", 0))
-    run.wait_for(lambda: rank.status() == psutil.STATUS_STOPPED)
-    yield
-    rank.resume()
-
-
 @pytest.mark.slow
 def test_a_run_goes_on_while_the_store_and_its_disk_are_full(tmp_path: Path, words: Path, reference_run: Run) -> None:
     """F26, on a cluster that another job fills up."""
@@ -156,11 +145,15 @@ def test_a_run_goes_on_while_the_store_and_its_disk_are_full(tmp_path: Path, wor
             run.start(
                 env={**environment, "RAY_ADDRESS": address.read_text(), "FAULTS": "step.20/0:stop,step.90/0:stop"}
             )
-            with stopped(run, 19):
-                other.stdin.write("fill\n")
-                run.wait_for(full.exists)
-            with stopped(run, 89):
-                other.stdin.write("make room\n")
+            run.wait_for_step(19)
+            rank = run.wait_until_stopped(0)
+            other.stdin.write("fill\n")
+            run.wait_for(full.exists)
+            rank.resume()
+            run.wait_for_step(89)
+            run.wait_until_stopped(0)
+            other.stdin.write("make room\n")
+            rank.resume()
             assert run.finish() == 0, run.output()
         finally:
             other.kill()

@@ -23,8 +23,8 @@ from data_pipeline.splitter import PADDING, Splitter
 Bools = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
-JUDGED_CHARACTERS = 1 << 22
-"""Seven hundred thousand English words; Gopher's quality rules take no document of more than a hundred thousand."""
+JUDGED_CHARACTERS = 1 << 21
+"""Four hundred thousand English words; Gopher's quality rules take no document of more than a hundred thousand."""
 
 
 @dataclass(frozen=True)

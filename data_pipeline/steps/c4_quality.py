@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -61,39 +62,58 @@ def c4_quality(
         _POLICY: filter_policy,
     }
     phrases = {reason: _PHRASES[reason] for reason in _PHRASES if wanted[reason]}
+
+    def judge(texts: Sequence[str]) -> _Answers:
+        lines = _Lines(Columns(texts), remove_citations)
+        return lines.answers(lines.reasons(max_word_length, filter_no_terminal_punct, min_words_per_line, phrases))
+
     for batch in batches(documents):
-        cut = [_parts(document.text) for document in batch]
-        owner = np.repeat(np.arange(len(batch)), [len(parts) for parts in cut])
-        lines = _Lines(Columns([part for parts in cut for part in parts]), remove_citations)
-        reason = lines.reasons(max_word_length, filter_no_terminal_punct, min_words_per_line, phrases)
-        texts = lines.texts(reason < 0)
-        number = np.bincount(owner, sentences(Columns(texts)), len(batch)).astype(int).tolist()
-        whose = owner[lines.lines.document]
-        gone = np.bincount((whose * len(_REASONS) + reason)[reason >= 0], minlength=len(batch) * len(_REASONS))
-        fatal = np.flatnonzero((reason == _LOREM_IPSUM) | (reason == _CURLY_BRACKET))[::-1]
-        dropped = dict(zip(whose[fatal].tolist(), reason[fatal].tolist(), strict=True))  # the first such line decides
-        start = np.searchsorted(owner, np.arange(len(batch) + 1)).tolist()
-        for place, document in enumerate(batch):
-            if place in dropped:
-                yield drop(document, f"c4_quality/{_REASONS[dropped[place]]}")
-            elif number[place] < min_num_sentences:
-                yield drop(document, "c4_quality/too_few_sentences", number[place])
+        if len(batch) == 1:
+            answers = [_together([judge([part])[0] for part in _parts(batch[0].text)])]
+        else:
+            answers = judge([document.text for document in batch])
+        for document, answer in zip(batch, answers, strict=True):
+            if answer.fatal >= 0:
+                yield drop(document, f"c4_quality/{_REASONS[answer.fatal]}")
+            elif answer.sentences < min_num_sentences:
+                yield drop(document, "c4_quality/too_few_sentences", answer.sentences)
             else:
-                text = "\n".join(filter(None, texts[start[place] : start[place + 1]])).strip()
-                counts = gone[place * len(_REASONS) :].tolist()
-                tally = {f"c4_quality/{name}": count for name, count in zip(_REASONS, counts, strict=False)}
-                yield change(document, text, **tally)
+                tally = {f"c4_quality/{name}": count for name, count in zip(_REASONS, answer.gone, strict=True)}
+                yield change(document, answer.text.strip(), **tally)
 
 
-def _parts(text: str) -> list[str]:
+class _Answer(NamedTuple):
+    """What becomes of one text."""
+
+    text: str
+    sentences: int
+    gone: list[int]
+    """Lines, by reason."""
+    fatal: int
+    """The reason that drops the document, -1 for none."""
+
+
+_Answers = list[_Answer]
+
+
+def _together(parts: _Answers) -> _Answer:
+    return _Answer(
+        "\n".join(part.text for part in parts if part.text),
+        sum(part.sentences for part in parts),
+        [sum(counts) for counts in zip(*(part.gone for part in parts), strict=True)],
+        next((part.fatal for part in parts if part.fatal >= 0), -1),
+    )
+
+
+def _parts(text: str) -> Iterator[str]:
     """A text, if it is a giant in parts that are looked at one by one: cut at line feeds, giant lines at full stops."""
-    parts = []
-    while len(text) > JUDGED_CHARACTERS:
-        window = text[:JUDGED_CHARACTERS]
-        end = (window.rfind("\n") + 1) or (window.rfind(". ") + 1) or len(window)
-        parts.append(text[:end])
-        text = text[end:]
-    return [*parts, text]
+    start = 0
+    while len(text) - start > JUDGED_CHARACTERS:
+        most = start + JUDGED_CHARACTERS
+        end = (text.rfind("\n", start, most) + 1) or (text.rfind(". ", start, most) + 1) or most
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 class _Lines:
@@ -122,6 +142,17 @@ class _Lines:
         for reason, found in self._places(phrases).items():
             holds[reason, np.searchsorted(self.lines.start, found, side="right") - 1] = True
         return np.where(holds.any(0), holds.argmax(0), -1)
+
+    def answers(self, reasons: npt.NDArray[np.intp]) -> _Answers:
+        number = len(self.columns)
+        texts = self.texts(reasons < 0)
+        counts = sentences(Columns(texts)).tolist()
+        place = self.lines.document * len(_REASONS) + reasons
+        gone = np.bincount(place[reasons >= 0], minlength=number * len(_REASONS)).reshape(number, len(_REASONS))
+        fatal = np.full(number, -1)
+        deadly = np.flatnonzero((reasons == _LOREM_IPSUM) | (reasons == _CURLY_BRACKET))[::-1]
+        fatal[self.lines.document[deadly]] = reasons[deadly]  # backwards: the first such line decides
+        return [*map(_Answer, texts, counts, gone.tolist(), fatal.tolist())]
 
     def _end_like_sentences(self) -> Bools:
         """[lines]: by their last character that is no reference."""

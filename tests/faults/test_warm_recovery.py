@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fmscale.observe.events import read_events
@@ -24,6 +25,8 @@ def test_ranks_die_one_after_the_other_and_nobody_else_starts_anew(
     for killed, step in enumerate((40, 80)):
         run.wait_for_step(step)
         (survivor,) = run.pids("rank", 1 - killed)
+        (doomed,) = run.pids("rank", killed)
+        psutil.Process(doomed).suspend()  # so that the run is not over before a spare is ready, however busy the machine
         run.wait_for(lambda: run.pids("spare"))
         run.kill("rank", killed)
         run.wait_for_steps(1, after_term=killed + 1)

@@ -26,7 +26,7 @@ def test_ranks_die_one_after_the_other_and_nobody_else_starts_anew(
         run.wait_for_step(step)
         (survivor,) = run.pids("rank", 1 - killed)
         (doomed,) = run.pids("rank", killed)
-        psutil.Process(doomed).suspend()  # so that the run is not over before a spare is ready, however busy the machine
+        psutil.Process(doomed).suspend()  # so that the run is not over before a spare is ready
         run.wait_for(lambda: run.pids("spare"))
         run.kill("rank", killed)
         run.wait_for_steps(1, after_term=killed + 1)

@@ -30,7 +30,7 @@ def cut(path: str, kind: str, compression: str, task_bytes: int) -> tuple[int, s
             if kind == "jsonl" and not compression:
                 parts = _lines(file, min(task_bytes, PIECE_BYTES))
             elif kind == "parquet":
-                parts = _row_groups(file, path, task_bytes)
+                parts = _row_groups(file, task_bytes)
             else:
                 parts = iter([(0, _blocks(file, None))])
             for first_record, blocks in parts:
@@ -71,15 +71,19 @@ def _lines(file: BinaryIO, size: int) -> Iterator[tuple[int, Iterator[bytes]]]:
 
 
 def _to_end_of_line(file: BinaryIO, held: bytes) -> Iterator[bytes]:
-    while held:
-        yield held
-        held = b"" if held.endswith(b"\n") else file.readline(BLOCK_BYTES)
+    yield held
+    while block := file.read(BLOCK_BYTES):
+        if end := block.find(b"\n") + 1:
+            file.seek(end - len(block), os.SEEK_CUR)
+            yield block[:end]
+            return
+        yield block
 
 
-def _row_groups(file: BinaryIO, path: str, task_bytes: int) -> Iterator[tuple[int, Iterator[bytes]]]:
+def _row_groups(file: BinaryIO, task_bytes: int) -> Iterator[tuple[int, Iterator[bytes]]]:
     """(ordinal of its first row, bytes) of pieces: neighbouring row groups, as many as fit in `task_bytes`."""
-    starts = row_group_starts(path)
-    ends = [start for start, _ in starts[1:]] + [os.path.getsize(path)]
+    starts = row_group_starts(file)
+    ends = [start for start, _ in starts[1:]] + [os.fstat(file.fileno()).st_size]
     cuts = starts[:1]
     for here, end in zip(starts[1:], ends[1:], strict=True):
         if end - cuts[-1][0] > task_bytes:

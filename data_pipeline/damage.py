@@ -40,6 +40,12 @@ def damaged(name: str, expected: str, found: str) -> DamagedInput:
     )
 
 
+def too_large(name: str, expected: str, found: str, do: str) -> DamagedInput:
+    return DamagedInput(
+        "an input would take too much memory", name=name, expected=expected, found=f"{name}: {found}", do=do
+    )
+
+
 def no_text_column(name: str, kind: str, text: str, columns: str) -> DamagedInput:
     return DamagedInput(
         f"a {kind} has no such text",

@@ -1,8 +1,9 @@
 """HTML -> the text of its main part, by resiliparse (fast, in C speed) or by trafilatura (slow, stricter).
 
 What is no HTML (by its content type in `meta`, or without one by its first character) passes unchanged; a page that
-yields nothing is dropped. Both libraries take time that grows with the square of how deep <div> and <article> nest, so
-a page that nests them deeper than browsers do is not given to them.
+yields nothing is dropped. resiliparse takes time that grows with the square of how deep <div> and <article> nest, and
+both take memory by the tag: a page that nests them deeper than browsers do, or has more than a million tags, is not
+given to them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from data_pipeline.readers.warc import HTML_TYPES
 from fmscale.errors import ConfigError
 
 LIBRARIES = ("resiliparse", "trafilatura")
+MAX_TAGS = 1 << 20
+"""A page as a tree takes 300 to 600 bytes a tag, whatever its length."""
 _NESTING = re.compile(r"<(\\?/)?(?:div|article)\b", re.IGNORECASE | re.ASCII)
 
 
@@ -26,20 +29,20 @@ def extract(documents: Iterable[Document], *, by: str = "resiliparse", max_depth
 
     by: resiliparse, or trafilatura as FineWeb sets it (Penedo et al. 2024: precision before recall, no comments);
     Bevendorff et al., SIGIR 2023, compare the two. max_depth: of <div> and <article> inside each other; browsers stop
-    at 512 elements. Drops `extract/too_deep` (found: the depth) and `extract/nothing` (found: characters of HTML).
-    Raises ConfigError for another library or a missing one.
+    at 512 elements. Drops `extract/too_deep` (found: the depth), `extract/too_many_tags` (their number) and
+    `extract/nothing` (characters of HTML). Raises ConfigError for another library or a missing one.
     """
     main_text = _library(by)
     for document in documents:
         if not is_html(document):
             yield document
             continue
-        depth = nesting(document.text, max_depth)
-        if depth > max_depth:
+        tags, depth = shape(document.text, max_depth)
+        if tags > MAX_TAGS:
+            yield drop(document, "extract/too_many_tags", tags)
+        elif depth > max_depth:
             yield drop(document, "extract/too_deep", depth)
-            continue
-        text = main_text(document.text)
-        if text.strip():
+        elif (text := main_text(document.text)).strip():
             yield change(document, text)
         else:
             yield drop(document, "extract/nothing", len(document.text))
@@ -51,19 +54,19 @@ def is_html(document: Document) -> bool:
     return document.text.lstrip()[:1] == "<" if kind is None else kind in HTML_TYPES
 
 
-def nesting(html: str, enough: int) -> int:
-    """How deep tags of <div> and <article> nest at most; a number as large where no more than `enough` are there."""
+def shape(html: str, enough: int) -> tuple[int, int]:
+    """(tags, how deep those of <div> and <article> nest at most: their number where that is no more than `enough`)."""
     data = np.frombuffer(html.encode("utf-8", "replace") + b"   ", np.uint8)
     opening = np.flatnonzero(data[:-3] == ord("<"))
     first, second = data[opening + 1] | 32, data[opening + 2] | 32  # in lower case, where they are letters
-    tags = int((((first == ord("d")) & (second == ord("i"))) | ((first == ord("a")) & (second == ord("r")))).sum())
-    if tags <= enough:
-        return tags
+    nesting = int((((first == ord("d")) & (second == ord("i"))) | ((first == ord("a")) & (second == ord("r")))).sum())
+    if nesting <= enough:
+        return len(opening), nesting
     depth = deepest = 0
     for match in _NESTING.finditer(html):
         depth = depth + 1 if match[1] is None else max(depth - 1, 0)
         deepest = max(deepest, depth)
-    return deepest
+    return len(opening), deepest
 
 
 def _library(by: str) -> Callable[[str], str]:

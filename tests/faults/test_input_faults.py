@@ -13,6 +13,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.inputs import pin
@@ -149,7 +152,7 @@ def test_a_line_of_a_gigabyte_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_one_long_line_is_refused(tmp_path: Path) -> None:
-    hole(tmp_path / "a.jsonl", b'{"text": "', 0.6, b"x")
+    hole(tmp_path / "a.jsonl", b'{"text": "', 0.3, b"x")
     answer = read_apart(tmp_path / "a.jsonl")
     assert answer["error"].startswith("a line is too long to be a record\n  expected: JSON lines of at most 64 MiB")
     assert answer["peak_mib"] < BOMB_MIB
@@ -202,12 +205,21 @@ def test_a_cell_of_hundreds_of_megabytes_is_refused(tmp_path: Path) -> None:
     """Of a Parquet file: its page is never unpacked."""
     write = (
         "import sys, pyarrow as pa, pyarrow.parquet as pq\n"
-        "table = pa.table({'text': ['a' * (5 << 26), 'b']})\n"
+        "table = pa.table({'text': ['a' * (17 << 24), 'b']})\n"
         "pq.write_table(table, sys.argv[1], compression='zstd', write_statistics=False, use_dictionary=False)"
     )
     subprocess.run([sys.executable, "-c", write, str(tmp_path / "a.parquet")], check=True)
     answer = read_apart(tmp_path / "a.parquet")
     assert "expected: pages of at most 256 MiB and 200 times their bytes in the file\n" in answer["error"]
+    assert answer["peak_mib"] < BOMB_MIB
+
+
+def test_a_value_that_is_meant_a_million_times(tmp_path: Path) -> None:
+    """It stands in its Parquet file once: 8 MiB that make 8 TiB."""
+    words = pa.DictionaryArray.from_arrays(np.zeros(1 << 20, np.int32), ["ab" * (4 * MIB)])
+    pq.write_table(pa.table({"text": words}), tmp_path / "a.parquet")
+    answer = read_apart(tmp_path / "a.parquet")
+    assert answer["error"].startswith("an input would take too much memory\n")
     assert answer["peak_mib"] < BOMB_MIB
 
 
@@ -311,9 +323,6 @@ def test_the_longest_documents_stay_below_the_limit(tmp_path: Path, name: str) -
     elif name == "a.jsonl":
         content = (b'{"text": "' + data + b'"}\n') * 2
     else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         pq.write_table(pa.table({"text": [longest, longest[1:]]}), tmp_path / name)
         content = (tmp_path / name).read_bytes()
     (tmp_path / name).write_bytes(gzip.compress(content, 1) if name.endswith(".gz") else content)

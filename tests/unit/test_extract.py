@@ -13,7 +13,7 @@ from resiliparse.extract.html2text import extract_plain_text
 
 from data_pipeline.document import Document
 from data_pipeline.registry import entries, steps_of
-from data_pipeline.steps.extract import extract, nesting
+from data_pipeline.steps.extract import MAX_TAGS, extract, shape
 from fmscale.errors import ConfigError
 
 PARAGRAPH = "This is a paragraph with enough words in it to be taken for the main text of a page. " * 4
@@ -72,9 +72,15 @@ def test_a_page_that_nests_deeper_than_browsers_do_is_not_tried(tag: str) -> Non
 def test_many_tags_side_by_side_are_not_deep() -> None:
     scripts = 'document.write("<div>x<\\/div>");' * 600
     html = f"<div>{'<div><article>x</article></div>' * 2000}<script>{scripts}</script></div>"
-    assert nesting(html, 512) == 3
-    assert nesting("</div>" * 600 + "<div>" * 513, 512) == 513
-    assert nesting("<div>" * 9 + "<p>" * 999, 512) == 9
+    assert shape(html, 512)[1] == 3
+    assert shape("</div>" * 600 + "<div>" * 513, 512) == (1113, 513)
+    assert shape("<div>" * 9 + "<p>" * 999, 512) == (1008, 9)
+    assert shape("", 512) == (0, 0)
+
+
+def test_a_page_of_more_tags_than_memory_is_for_is_not_tried() -> None:
+    found = list(extract([page("<p>x" * (MAX_TAGS + 1)), page("<p>x" * 9_000)]))
+    assert [(d.dropped, d.found) for d in found] == [("extract/too_many_tags", MAX_TAGS + 1), ("", None)]
 
 
 def test_mistakes_in_its_settings_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

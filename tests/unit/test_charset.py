@@ -28,6 +28,21 @@ LABELS = {
 }
 
 
+def _gives_back(character: str, codec: str) -> bool:
+    try:
+        return character.encode(codec).decode(codec) == character
+    except UnicodeError:
+        return False
+
+
+ALPHABETS = {
+    codec: [
+        chr(code) for code in range(32, 0x10000) if chr(code) not in "<>\ufeff\x7f" and _gives_back(chr(code), codec)
+    ]
+    for codec in LABELS.values()
+}
+
+
 def page(text: str, meta: str = "", codec: str = "utf-8") -> bytes:
     return f"<html><head>{meta}<title>x</title></head><body><p>{text}</p></body></html>".encode(codec)
 
@@ -36,8 +51,7 @@ def page(text: str, meta: str = "", codec: str = "utf-8") -> bytes:
 @given(st.data())
 def test_declared_text_comes_back(label: str, codec: str, data: st.DataObject) -> None:
     """In the header, and inside the page too where its declaration can be read at all."""
-    alphabet = st.characters(codec=codec, exclude_categories=["Cs", "Cc"], exclude_characters="\ufeff<>")
-    text = data.draw(st.text(alphabet, max_size=40).filter(lambda text: text == text.encode(codec).decode(codec)))
+    text = data.draw(st.lists(st.sampled_from(ALPHABETS[codec]), max_size=40).map("".join))
     expected = page(text).decode()
     assert decode(page(text, codec=codec), label)[0] == expected
     if codec != "utf-16-le":

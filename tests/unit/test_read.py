@@ -79,12 +79,14 @@ def test_plain_text_is_one_document_in_the_group_of_its_directory(tmp_path: Path
     (tmp_path / "books/deep/one.txt").write_text("line\nline\n")
     (tmp_path / "books/two.rst.gz").write_bytes(gzip.compress(b"packed"))
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "nul.txt").write_bytes(b"a\0b")
     (tmp_path / "void.md").touch()
     documents = read_all(tmp_path, Fields(group="topic"))
     assert [(d.id, d.text, d.meta, d.dropped) for d in documents] == [
         (text_id("line\nline\n"), "line\nline\n", {"topic": "books"}, ""),
         (text_id("packed"), "packed", {"topic": "books"}, ""),
         ("latin.txt", "", {"topic": "latin.txt"}, "bad_utf8"),
+        (text_id("a\0b"), "a\0b", {"topic": "nul.txt"}, ""),
         (text_id(""), "", {"topic": "void.md"}, "empty"),
     ]
 

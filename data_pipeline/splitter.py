@@ -2,7 +2,7 @@
 
 White space ends words. From a piece, what stands between two white spaces, marks are cut off at both ends, one word
 each (word_ends.py), then it is cut at marks inside; links stay whole, and so do fixed strings (fixed_words.py). Each
-step runs over the whole batch. docs/data.md lists where spaCy decides otherwise.
+step runs over the whole batch. docs/data-rules.md says what is compared.
 """
 
 from __future__ import annotations

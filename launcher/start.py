@@ -118,7 +118,6 @@ def _is_rank(config: Config) -> bool:
 
 def _be_a_rank(config: Config, roll_back: str | None) -> None:
     from fmscale.corpus.loader import LocalLoader
-    from fmscale.training.lease import Lease
     from fmscale.training.place import place_from_environment
     from fmscale.training.worker import guarded, run_rank
 

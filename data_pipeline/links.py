@@ -10,13 +10,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.characters import DIGIT, LETTER, LOWER, U16
+from data_pipeline.characters import ALPHA, DIGIT, LOWER, U16
 from data_pipeline.rolling import Places
 
 Codes = npt.NDArray[np.uint32]
 Bools = npt.NDArray[np.bool_]
 
 _MAX_LABEL = 63
+"""Characters of the last label; of the others one more, as in spaCy's pattern."""
 
 
 def links(codes: Codes, kinds: U16, start: Places, stop: Places) -> Bools:
@@ -38,7 +39,7 @@ def links(codes: Codes, kinds: U16, start: Places, stop: Places) -> Bools:
 
 def _after_scheme(text: Codes, kind: U16, first: Places, last: Places) -> Places:
     """Behind `scheme://` where a piece begins so, otherwise its first character."""
-    in_scheme = (kind & (LETTER | DIGIT) > 0) | np.isin(text, [*map(ord, "_+-.")])
+    in_scheme = (kind & (ALPHA | DIGIT) > 0) | np.isin(text, [*map(ord, "_+-.")])
     colon = _first_from(np.flatnonzero(~in_scheme), first, last)
     ahead = np.minimum(colon + 2, len(text) - 1)
     slashes = (text[colon] == ord(":")) & (text[ahead - 1] == ord("/")) & (text[ahead] == ord("/"))
@@ -55,10 +56,13 @@ def _host_and_rest(text: Codes, kind: U16, begin: Places, last: Places) -> Bools
     dots = np.flatnonzero(dot)
     last_dot = _last_before(dots, end)
     bad_dots = np.flatnonzero(dot & ~beside)
+    far_dots = dots[np.diff(dots, prepend=0) > _MAX_LABEL + 2]
+    first_dot = _first_from(dots, begin, end)
     not_lower = np.flatnonzero(kind & LOWER == 0)
     domain = end - last_dot - 1
     good = (last_dot > begin) & alphanumeric[begin] & (_first_from(bad_dots, begin, end) == end)
     good &= (domain >= 2) & (domain <= _MAX_LABEL) & (_first_from(not_lower, last_dot + 1, end) == end)
+    good &= (first_dot - begin <= _MAX_LABEL + 1) & (_first_from(far_dots, first_dot + 1, end) == end)
     port = end + 1
     after_port = _first_from(np.flatnonzero(kind & DIGIT == 0), np.minimum(port, last), last)
     digits = after_port - port

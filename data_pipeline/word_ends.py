@@ -67,6 +67,10 @@ class Ends:
         ends[dots[(before & ENDED > 0) | ((before & UPPER > 0) & (kinds[dots - 2] & UPPER > 0))]] |= 1
         ends[between(*self.dots)] = _HEAD_ONE | _RUN | _TAIL_GOES_ON | _HEAD_GOES_ON | 1
         ends[self.dots[0]] &= ~(_TAIL_GOES_ON | _HEAD_GOES_ON)
+        dot_dot_dot = ord("…")
+        twice = marks[(code == dot_dot_dot) & (codes[marks - 1] != dot_dot_dot)]
+        twice = twice[(codes[twice + 1] == dot_dot_dot) & (codes[twice + 2] != dot_dot_dot)]
+        self._together(ends, twice, 2)
         apostrophes = marks[(code == ord("'")) | (code == ord("’"))]
         self._together(ends, apostrophes[codes[apostrophes + 1] | 32 == ord("s")], 2)
         dollars = marks[code == ord("$")]

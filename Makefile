@@ -8,15 +8,20 @@ PEERS_STAMP := $(PEERS)/.installed
 PEERS_DATA_STAMP := $(PEERS)-data/.installed
 # Ray gives each rank one slot; `timeout` makes a hang an error of its own.
 PYTEST := $(BIN)/python -m pytest
+# What mostly computes, as many files at a time as there are cores. Then what starts runs, kills them and measures them:
+# two files at a time, since half of it is waiting, the longest first.
+COMPUTING := -n logical --maxprocesses 4 --dist loadfile tests/unit tests/numerics
+RUNNING   := -n 2 --dist loadfile --no-loadscope-reorder tests/faults/test_soak.py tests/slurm \
+	$(filter-out tests/unit tests/numerics tests/golden tests/slurm,$(patsubst %/__init__.py,%,$(wildcard tests/*/__init__.py)))
 
-.PHONY: help install demo test test-full lint format clean bench-loader bench-seek bench-reader-kills bench-shuffle bench-real bench-checkpoint bench-reshard bench-recovery bench-data soak-kill
+.PHONY: help install demo test test-full lint format clean bench-loader bench-seek bench-reader-kills bench-shuffle bench-real bench-checkpoint bench-reshard bench-recovery bench-ray-cost bench-data soak-kill
 .DEFAULT_GOAL := help
 
 help:
 	@sed -n '1s/^# //p' Makefile
 	@echo "make install     the virtual environment in $(VENV), from constraints.txt"
 	@echo "make demo        raw text of this machine -> tokenizer -> shards -> training -> summary (FRESH=1: start over)"
-	@echo "make test        lint, types, import layers, tests (about 12 minutes on 2 cores)"
+	@echo "make test        lint, types, import layers, tests (some 25 minutes on 2 cores)"
 	@echo "make test-full   the slow ones too"
 	@echo "make bench-loader        order, checking, our loaders beside seven others (10 to 20 minutes; the others in $(PEERS))"
 	@echo "make bench-seek          from nothing to a batch anywhere in 10^10 rows, corpora of that size (3 minutes; 2 GB of disk)"
@@ -26,6 +31,7 @@ help:
 	@echo "make bench-checkpoint    what a checkpoint costs training, ours and DeepSpeed's (8 minutes)"
 	@echo "make bench-reshard       resuming at another topology, beside DeepSpeed's conversion (8 minutes; 10 GB of disk)"
 	@echo "make bench-recovery      from kill -9 of a rank to its next step; hangs (15 minutes)"
+	@echo "make bench-ray-cost      step time on Ray and under torchrun (15 minutes)"
 	@echo "make bench-data          cleaning, de-duplicating and tokenising beside datatrove (30 minutes; 3 GB of disk; Debian's apt)"
 	@echo "make soak-kill           a hundred random kills of one run, and not a bit changed (25 minutes)"
 	@echo "                         (what these said on our machine: benchmarks/results/)"
@@ -50,10 +56,12 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 test: lint
-	$(PYTEST) -m "not slow" --durations=15
+	$(PYTEST) -m "not slow" $(COMPUTING) --durations=15
+	$(PYTEST) -m "not slow" $(RUNNING) --durations=15
 
 test-full: lint
-	$(PYTEST) --durations=30
+	$(PYTEST) $(COMPUTING) --durations=15
+	$(PYTEST) $(RUNNING) --durations=30
 
 # torch first: what comes after it finds it there and brings no other.
 $(PEERS_STAMP): benchmarks/peers/requirements.txt
@@ -95,6 +103,9 @@ bench-reshard: $(STAMP)
 
 bench-recovery: $(STAMP)
 	$(BIN)/python -m benchmarks.recovery
+
+bench-ray-cost: $(STAMP)
+	$(BIN)/python -m benchmarks.ray_cost
 
 bench-data: $(STAMP) $(PEERS_DATA_STAMP)
 	$(BIN)/python -m benchmarks.data --peers $(PEERS)-data/bin/python

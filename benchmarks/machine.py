@@ -17,9 +17,23 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def vector_units() -> str:
+    """The widest of the processor's extensions that decide how fast it trains."""
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    names = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16", "avx512f": "AVX512", "avx2": "AVX2"}
+    return next((name for flag, name in names.items() if flag in flags), "no AVX2")
+
+
+def precision_settings() -> list[str]:
+    """What the demo's configuration needs on this machine: fp32 where bf16 is slower, as `make demo` does it."""
+    from fmscale.observe.flops import fast_bf16
+
+    return [] if fast_bf16() else ["train.precision=fp32"]
+
+
 def machine_line() -> str:
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
     memory = psutil.virtual_memory().total / 2**30
     day = time.strftime("%Y-%m-%d", time.gmtime())
     system = f"Linux {platform.release().split('-')[0]}, Python {platform.python_version()}"
-    return f"# {cpu_name()}, {os.cpu_count()} cores, {memory:.0f} GiB, {system}; load {load}; {day}"
+    return f"# {cpu_name()} ({vector_units()}), {os.cpu_count()} cores, {memory:.0f} GiB, {system}; load {load}; {day}"

@@ -47,7 +47,7 @@ def _kept_by_rules(inputs: Inputs, out: Path, task: int) -> None:
 def minhash(pool: Pool, inputs: Inputs, out: Path) -> dict[str, float]:
     """Scan, edges, clusters, and the texts read again for the ids of those that stay, as the peer's filter does."""
     recipe = Recipe(inputs=["-"], output=str(out), tokenizer="-", steps=["minhash_dedup"], heldout_fraction=0.0)
-    work = Work.create(out / "work", Plan(recipe, inputs, "none"))
+    work = Work.create(out / "work", Plan.of(recipe, inputs, "none"))
     ends = phases(recipe)[0].ends
     assert ends is not None
     seconds = {"signatures": _over_tasks(pool, functools.partial(scan, work, phase=0), work.tasks)}

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from benchmarks.machine import machine_line
+from benchmarks.machine import machine_line, precision_settings
 from fmscale.config import Config, load
 from fmscale.corpus.batch import Batch
 from fmscale.corpus.loader import Loader, LocalLoader, RowReader
@@ -136,6 +136,7 @@ def main() -> int:
 
         make_corpus(Path(folder) / "web", chunks=16, heldout=1, chunk_tokens=1 << 20, pieces=VOCAB_SIZE)
         settings = ["engine=plain", "parallel.dp=1", f"run.root={folder}", f"data.sources.web.corpus={folder}/web"]
+        settings += precision_settings()
         config = resolve(load([CONFIG], settings))
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
         arms = make_arms(config, start_readers(config, config.run_dir))

@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from benchmarks.machine import machine_line
+from benchmarks.demo_corpus import demo_corpus
+from benchmarks.machine import machine_line, precision_settings
 from fmscale.observe import pids
 from fmscale.observe.events import read_events, read_lines
-from launcher.demo import CONFIG, Paths, Stages, make_demo_corpus
-from launcher.ray_cluster import private_environment
+from launcher.demo import CONFIG
 from launcher.standby import AFTER_S
 
 HANG_S = 5.0
@@ -39,6 +39,7 @@ class Training:
         self.run_dir = out / name
         place = [f"run.root={out}", f"run.name={name}", f"data.sources.python.corpus={corpus}", "train.steps=1000000"]
         place += ["checkpoint.every_steps=25", "eval.every_steps=0", "launch.max_restarts=1000"]
+        place += precision_settings()
         command = [sys.executable, "-m", "launcher.cli", "train", str(CONFIG), *place, *settings]
         log = (out / f"{name}.log").open("w")
         self.process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -47,6 +48,10 @@ class Training:
         """Of the newest step; 0 before the first."""
         lines = read_lines(self.run_dir / "metrics.jsonl") if self.run_dir.exists() else []
         return int(lines[-1]["term"]) if lines else 0
+
+    def step_s(self) -> float:
+        """What the newest step took: part of every recovery, and the machine's matter."""
+        return float(read_lines(self.run_dir / "metrics.jsonl")[-1]["step_time_s"])
 
     def wait(self, term: int) -> float:
         """Until a step of a later term than `term` is done; the time."""
@@ -61,8 +66,8 @@ class Training:
         return int(found[-1])
 
     def noticed(self, since: float) -> float:
-        """When the first hang or incident after `since` was written down."""
-        kinds = ("hang", "incident")
+        """When the first hang, death or incident after `since` was written down."""
+        kinds = ("hang", "noticed", "incident")
         times = [datetime.fromisoformat(e["time"]).timestamp() for e in read_events(self.run_dir) if e["kind"] in kinds]
         return next(at for at in times if at >= since - 0.001)
 
@@ -89,7 +94,7 @@ def arm(
     title: str, run: Training, role: str, times: int, rest_s: float, draw: random.Random, number: int = signal.SIGKILL
 ) -> None:
     """Kill `times` times, at random moments at least `rest_s` apart, and print what it cost."""
-    recovered, noticed = [], []
+    recovered, noticed, steps = [], [], []
     for _ in range(times):
         time.sleep(rest_s + draw.uniform(0.0, 2.0))
         term, rank = run.term(), draw.randrange(2) if role == "rank" else 0
@@ -98,9 +103,11 @@ def arm(
         os.kill(victim, number)
         recovered.append(run.wait(term) - at)
         noticed.append(run.noticed(at) - at)
+        steps.append(run.step_s())
     median, longest = statistics.median(recovered), max(recovered)
     print(f"{title:<40} next step after {median:6.2f} s (median of {times}; {min(recovered):.2f} to {longest:.2f})")
-    print(f"{'':<40} noticed after {statistics.median(noticed):.2f} s (longest {max(noticed):.2f})")
+    told, step = statistics.median(noticed), statistics.median(steps)
+    print(f"{'':<40} noticed after {told:.2f} s (longest {max(noticed):.2f}); that step itself took {step:.2f} s")
     print("    each: " + " ".join(f"{seconds:.2f}" for seconds in sorted(recovered)), flush=True)
 
 
@@ -113,12 +120,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     print(machine_line(), flush=True)
-    paths = Paths(data=options.out / "demo-data", run=options.out / "none")
-    with private_environment():
-        make_demo_corpus(paths, Stages(paths.data / "stages.json"), 4)
-    for variable in [name for name in os.environ if name.startswith(("RAY_", "FMSCALE_"))]:
-        del os.environ[variable]
-    out, corpus, draw = options.out, paths.corpus, random.Random(options.seed)
+    corpus = demo_corpus(options.out, 4)
+    out, draw = options.out, random.Random(options.seed)
     stamp = time.strftime("%H%M%S")
     print()
     if options.only in (None, "ray"):
@@ -136,7 +139,8 @@ def main() -> None:
         with training(out, corpus, f"torchrun-cold-{stamp}", torchrun, "launch.spares=0") as run:
             arm("under torchrun, launch.spares=0", run, "rank", options.cold, 3.0, draw)
     if options.only in (None, "hangs"):
-        with training(out, corpus, f"hang-{stamp}", f"launch.hang_s={HANG_S}") as run:
+        # Saved often: twice the same hang at the same step ends a run, as it should.
+        with training(out, corpus, f"hang-{stamp}", f"launch.hang_s={HANG_S}", "checkpoint.every_steps=3") as run:
             arm(f"rank stopped, launch.hang_s={HANG_S:g}", run, "rank", options.cold, 12.0, draw, signal.SIGSTOP)
 
 

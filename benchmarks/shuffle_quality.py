@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.machine import machine_line
+from benchmarks.machine import machine_line, precision_settings
 from fmscale.config import DataConfig
 from fmscale.corpus.manifest import Manifest
 from fmscale.observe.metrics import eval_series
@@ -64,6 +64,7 @@ def train(out: Path, corpus: Path, name: str, window: int, seed: int, steps: int
         "logging.console_every_steps": steps,
     }
     command = [sys.executable, "-m", "launcher.cli", "train", str(CONFIG), *(f"{k}={v}" for k, v in settings.items())]
+    command += precision_settings()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     last = eval_series(out / f"{name}-{seed}")[-1]
     assert last["step"] == steps, f"{name}-{seed} ended at step {last['step']} of {steps}"
@@ -90,6 +91,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-shuffle"))
     parser.add_argument("--steps", type=int, default=0, help="0: one epoch, about 700")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--from-seed", type=int, default=0, help="the first one, where another run has those before")
     parser.add_argument("--window", type=int, default=DataConfig().window_chunks, help="chunks")
     parser.add_argument("--narrow", type=int, default=64, help="chunks")
     parser.add_argument("--narrow-seeds", type=int, default=5)
@@ -108,9 +110,9 @@ def main() -> None:
     print(f"\n{split.chunks} chunks of {split.chunk_tokens:,} tokens, windows of {windows} chunks")
     print(f"{steps} steps of {STEP_TOKENS:,} tokens are {epochs:.2f} epochs", flush=True)
     os.environ["OMP_NUM_THREADS"] = "1"
-    seeds = range(options.seeds)
+    seeds = range(options.from_seed, options.seeds)
     jobs = [(name, seed) for seed in seeds for name in ("window", "full")]
-    jobs += [("narrow", seed) for seed in range(options.narrow_seeds)]
+    jobs += [("narrow", seed) for seed in seeds[: options.narrow_seeds]]
 
     def held_out(job: tuple[str, int]) -> float:
         name, seed = job
@@ -121,8 +123,8 @@ def main() -> None:
         found = dict(zip(jobs, losses, strict=True))
     print()
     for name, count in (("window", options.seeds), ("narrow", options.narrow_seeds)):
-        if count > 1:
-            compare(name, [found[name, s] for s in range(count)], [found["full", s] for s in range(count)])
+        if len(own := seeds[:count]) > 1:
+            compare(name, [found[name, s] for s in own], [found["full", s] for s in own])
 
 
 if __name__ == "__main__":

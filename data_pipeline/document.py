@@ -49,9 +49,13 @@ Step = Callable[[Iterable[Document]], Iterator[Document]]
 """One document out for each one in, in the same order. The same result each time: a recipe's steps run twice."""
 
 
+TEXT_ID = "xxh3:"
+"""How an id begins that was made of the text."""
+
+
 def text_id(text: str) -> str:
     """What stands for the id of a document without one: a hash of its text as it was read. No surrogates in `text`."""
-    return f"xxh3:{xxhash.xxh3_128_hexdigest(text.encode())}"
+    return f"{TEXT_ID}{xxhash.xxh3_128_hexdigest(text.encode())}"
 
 
 def drop(document: Document, reason: str, found: float | str | None = None) -> Document:

@@ -15,9 +15,10 @@ import numpy.typing as npt
 from data_pipeline import holdout
 from data_pipeline.document import drop
 from data_pipeline.holdout import TRAIN
-from data_pipeline.join import clusters_of, counts_of, dropped_by, pass_at_end_of
+from data_pipeline.input_table import FILE, HEAD, SAME_ID
+from data_pipeline.join import clusters_of, counts_of, dropped_by, pass_at_end_of, same_ids_of
 from data_pipeline.phases import phases, source
-from data_pipeline.pipeline import auto_heldout_chunk_tokens, recipe_record
+from data_pipeline.pipeline import auto_heldout_chunk_tokens
 from data_pipeline.plan import Work, from_array, load, tokenizer_of
 from data_pipeline.quarantine import quarantined
 from data_pipeline.survey import Survey, write_survey
@@ -28,8 +29,6 @@ from fmscale.corpus.manifest import Manifest, token_dtype
 from fmscale.corpus.writer import Part, publish, write_parts
 from fmscale.errors import DataError
 
-FILES_TABLE = "inputs.csv"
-"""Beside the manifest: of each input file bytes, records, documents kept, and dropped by reason."""
 DROPPED = "dropped"
 """Directory beside the manifest: dropped documents as JSON lines, if the recipe keeps them."""
 
@@ -76,9 +75,10 @@ def finish(work: Work, output: Path) -> Manifest:
     by_reason = Counter[str]()
     for (_, reason), count in dropped.items():
         by_reason[reason] += count
-    _publish_beside(work, output, records, dropped)
+    same_ids = same_ids_of(work)
+    _publish_beside(work, output, records, dropped, same_ids)
     write_survey(output, survey, plan.id)
-    recipe = {**recipe_record(plan.recipe), "plan": plan.id, "left_out_files": plan.inputs.left_out}
+    recipe = {**plan.record, "plan": plan.id, "left_out_files": plan.inputs.left_out}
     return publish(
         output,
         parts,
@@ -90,6 +90,7 @@ def finish(work: Work, output: Path) -> Manifest:
             **counts,
             "dropped": {reason: count for reason, count in sorted(by_reason.items()) if count},
             **({"changed": dict(sorted(tally.items()))} if tally else {}),
+            **({"duplicate_ids": same_ids.total()} if same_ids else {}),
             **({"quarantined": lost} if (lost := quarantined(work)) else {}),
         },
         inputs=_inputs(work),
@@ -155,7 +156,9 @@ def _survivors(
     return survivors
 
 
-def _publish_beside(work: Work, output: Path, records: Counter[int], dropped: FileCounts) -> None:
+def _publish_beside(
+    work: Work, output: Path, records: Counter[int], dropped: FileCounts, same_ids: Counter[int]
+) -> None:
     """What stands beside the manifest, before it."""
     plan = work.plan()
     for left in output.glob(".*.tmp"):  # by a run that was killed here
@@ -163,11 +166,11 @@ def _publish_beside(work: Work, output: Path, records: Counter[int], dropped: Fi
     reasons = sorted({reason for _, reason in dropped})
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["file", "bytes", "records", "kept", *reasons])
+    table.writerow([*HEAD, *reasons, SAME_ID])
     for number, file in enumerate(plan.inputs.files):
         gone = [dropped[number, reason] for reason in reasons]
-        table.writerow([file.name, file.bytes, records[number], records[number] - sum(gone), *gone])
-    durable.replace(output / FILES_TABLE, text.getvalue().encode("utf-8", "surrogateescape"))
+        table.writerow([file.name, file.bytes, records[number], records[number] - sum(gone), *gone, same_ids[number]])
+    durable.replace(output / FILE, text.getvalue().encode("utf-8", "surrogateescape"))
     if plan.recipe.keep_dropped:
         shutil.rmtree(output / DROPPED, ignore_errors=True)  # of a run that was killed here
         shutil.copytree(work.dropped, output / DROPPED, ignore=shutil.ignore_patterns(".*"))

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline import same_ids
 from data_pipeline.clusters import sizes
 from data_pipeline.document import Document
-from data_pipeline.ngrams import U64, ngram_hashes
+from data_pipeline.keys import write_keys
+from data_pipeline.ngrams import U64, ngrams
 from data_pipeline.overlap import unique_in_place, which_in
-from data_pipeline.passes import Keys, SameKey, text_keys
+from data_pipeline.passes import Keys, SameKey, partitions, runs, text_keys
 from data_pipeline.pipeline import Recipe, is_heldout
 from data_pipeline.plan import Work, load, save
 from fmscale import durable
@@ -28,6 +30,8 @@ from fmscale.errors import ConfigError, DataError
 
 DROPPED, TRAIN, HELDOUT, DUPLICATE = range(4)
 """What becomes of a record, uint8 [all records] in the array `kinds`. DROPPED: by a step or a pass before this one."""
+RUN_GRAMS = 1 << 22
+"""N-grams of held-out text that a task holds at once, and one document more: 12 bytes each, and again to write."""
 MAX_GRAMS = 1 << 25
 """N-grams of held-out text that are compared: each worker holds them, in some 24 bytes each with their filter."""
 
@@ -42,30 +46,44 @@ class Holdout(SameKey):
         self._recipe = recipe
 
     def keys(self, work: Work) -> Keys:
-        return _Sides(self._recipe, super().keys(work))
+        return _Sides(self._recipe, super().keys(work), partitions(work))
+
+    def part(self, work: Work, phase: int, number: int) -> None:
+        same_ids.part(work, phase, number)
+        super().part(work, phase, number)  # last: its file says that the part is done
 
 
 class _Sides:
-    """passes.Keys; beside them, for each document whether it is held out, and the n-grams of those that are."""
+    """passes.Keys; beside them ids, and for each document whether it is held out, and the n-grams of those that are."""
 
-    def __init__(self, recipe: Recipe, texts: Keys) -> None:
-        self._recipe, self._texts = recipe, texts
+    def __init__(self, recipe: Recipe, texts: Keys, parts: int) -> None:
+        self._recipe, self._texts, self._parts = recipe, texts, parts
+        self._ids = [same_ids.id_keys([])]
         self._heldout: list[bool] = []
-        self._grams, self._gram_rows = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        self._grams, self._gram_rows = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+        self._gram_count = 0
+
+    @property
+    def full(self) -> bool:
+        return self._texts.full or self._gram_count >= RUN_GRAMS
 
     def add(self, documents: Sequence[Document]) -> None:
         self._texts.add(documents)
+        self._ids.append(same_ids.id_keys(documents))
         heldout = [is_heldout(self._recipe, document) for document in documents]
         self._heldout += heldout
         held = [document for document, out in zip(documents, heldout, strict=True) if out]
         if held and self._recipe.decontaminate_ngram:
-            hashes, owners = ngram_hashes([document.text for document in held], self._recipe.decontaminate_ngram)
-            self._grams.append(hashes)
-            self._gram_rows.append(np.array([document.row for document in held], np.int64)[owners])
+            rows = np.array([document.row for document in held], np.uint32)
+            for some in ngrams([document.text for document in held], self._recipe.decontaminate_ngram):
+                self._grams.append(some.hashes)
+                self._gram_count += len(some.hashes)
+                self._gram_rows.append(rows[some.owners()])
 
     def write(self, path: Path) -> None:
         grams, rows = np.concatenate(self._grams), np.concatenate(self._gram_rows)
         save(sides_file(path), heldout=np.array(self._heldout, bool), grams=grams, gram_rows=rows)
+        write_keys(same_ids.beside(path), np.concatenate(self._ids), self._parts)
         self._texts.write(path)
 
 
@@ -74,10 +92,17 @@ def sides_file(keys: Path) -> Path:
     return keys.with_suffix(".npz")
 
 
+def _sides(work: Work, phase: int, task: int, *names: str) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """These arrays of a task, file after file."""
+    for run in range(len(runs(work, phase, task))):
+        yield load(sides_file(work.keys_file(phase, task, run)), *names)
+
+
 def join(work: Work, phase: int) -> None:
     """Decide what becomes of each record; counts of duplicates go into the joined file."""
     recipe, offsets = work.plan().recipe, work.map_array("offsets")
-    labels = Holdout(recipe).labels(work, phase)
+    ends = Holdout(recipe)
+    labels = ends.labels(work, phase)
     first = labels == np.arange(len(labels), dtype=labels.dtype)
     kinds = np.zeros(int(offsets[-1]), np.uint8)
     given_away = np.zeros(len(kinds), bool)
@@ -85,7 +110,7 @@ def join(work: Work, phase: int) -> None:
     again, begin = Counter[int](), 0
     for task in work.tasks:
         rows, files = load(work.scan_file(phase, task), "rows", "files")
-        (heldout,) = load(sides_file(work.keys_file(phase, task)), "heldout")
+        heldout = np.concatenate([each for (each,) in _sides(work, phase, task, "heldout")])
         own = slice(begin, begin + len(rows))
         kind = np.where(heldout, HELDOUT, TRAIN).astype(np.uint8)
         if recipe.dedup == "exact":
@@ -100,12 +125,15 @@ def join(work: Work, phase: int) -> None:
         places = int(offsets[task]) + rows.astype(np.int64)
         given_away[places] = (kinds[places] == HELDOUT) & in_training[labels[begin : begin + len(rows)]]
         begin += len(rows)
+    found = sizes(labels) if recipe.dedup == "exact" else {}
+    del labels, first, in_training  # before ids take as much
+    same = same_ids.count(work, phase, ends.parts(work), (kinds == TRAIN) | (kinds == HELDOUT))
     work.save_array("given_away", given_away)
     work.save_array("kinds", kinds)
     work.save_array("grams", _heldout_grams(work, phase, kinds))
     dropped = [[file, "duplicate", count] for file, count in sorted(again.items())]
-    found = sizes(labels) if recipe.dedup == "exact" else {}
-    durable.replace(work.joined_file(phase), json.dumps({"dropped": dropped, "clusters": found}).encode())
+    told = {"dropped": dropped, "clusters": found, "same_ids": sorted(same.items())}
+    durable.replace(work.joined_file(phase), json.dumps(told).encode())
 
 
 def check_size(recipe: Recipe, input_bytes: int) -> None:
@@ -133,8 +161,8 @@ def _heldout_grams(work: Work, phase: int, kinds: npt.NDArray[np.uint8]) -> U64:
     kept = [np.empty(0, np.uint64)]
     offsets = work.map_array("offsets")
     for task in work.tasks:
-        grams, owners = load(sides_file(work.keys_file(phase, task)), "grams", "gram_rows")
-        kept.append(grams[kinds[offsets[task] + owners] == HELDOUT])
+        for grams, owners in _sides(work, phase, task, "grams", "gram_rows"):
+            kept.append(grams[kinds[offsets[task] + owners] == HELDOUT])
     joined = np.concatenate(kept)
     kept.clear()
     if len(joined) > 2 * MAX_GRAMS:
@@ -150,13 +178,14 @@ def survivors(
     The others are counted in `dropped` by file and reason. met: the n-grams that training text has, sorted.
     """
     rows = np.flatnonzero(work.of_task("kinds", task) == HELDOUT)
-    grams, gram_rows = load(sides_file(work.keys_file(phase, task)), "grams", "gram_rows")
     scanned, files = load(work.scan_file(phase, task), "rows", "files")
     same = work.of_task("given_away", task)[rows].astype(bool)
     overlap, short = np.zeros(len(rows), bool), np.zeros(len(rows), bool)
     if work.plan().recipe.decontaminate_ngram:
-        overlap = np.isin(rows, gram_rows[which_in(grams, met)]) & ~same
-        short = ~np.isin(rows, gram_rows) & ~same
+        short = ~same
+        for grams, gram_rows in _sides(work, phase, task, "grams", "gram_rows"):
+            overlap |= np.isin(rows, gram_rows[which_in(grams, met)]) & ~same
+            short &= ~np.isin(rows, gram_rows)
     file_of: Any = files[np.searchsorted(scanned, rows)]
     reasons: dict[int, str] = {}
     for reason, gone in (("heldout_duplicate", same), ("heldout_overlap", overlap), ("heldout_too_short", short)):

@@ -16,6 +16,7 @@ from data_pipeline.damage import DamagedInput, changed, no_text_column
 from data_pipeline.limits import PIECE_BYTES
 from data_pipeline.optional import require
 from data_pipeline.records import Fields, from_values, plain
+from data_pipeline.store import said
 from fmscale.errors import ConfigError, DataError, FmscaleError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def shards(spec: str) -> list[Shard]:
         raise DataError(
             "a data set cannot be opened",
             expected="hf:NAME?split=train, with &config=... where it has several",
-            found=f"{spec}: {_said(error)}",
+            found=f"{spec}: {said(error)}",
             do="check its name on the hub, its splits and configs, and whether you are logged in",
         ) from error
     shown = f"{SCHEME}{name.rstrip('/').rpartition('/')[2]}/{options.get('config', 'default')}/{options['split']}"
@@ -84,7 +85,7 @@ def documents(file: InputFile, piece: Piece, fields: Fields) -> Iterator[Documen
             "a data set cannot be read",
             name=file.name,
             expected=file.name,
-            found=_said(error),
+            found=said(error),
             do="check the connection and the set; run the command again",
             passing=True,
         ) from error
@@ -97,7 +98,7 @@ def _parse(spec: str) -> tuple[str, dict[str, str]]:
         raise ConfigError(
             "an input is no data set's name",
             expected="hf:NAME?split=train, with &config=... and &revision=... if needed",
-            found=spec,
+            found=f"{SCHEME}{name} with {', '.join(options) or 'no keys'}",
             do="correct it; a column is chosen by text_field",
         )
     return name, {"split": "train", **options}
@@ -125,7 +126,3 @@ def _bytes(builder: Any, split: str) -> int:
         fs, path = core.url_to_fs(url)
         size += int(fs.info(path).get("size") or 0)
     return size
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

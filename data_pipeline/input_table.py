@@ -1,6 +1,6 @@
 """Reading `inputs.csv`, which says of each input file what became of its records (finish.py writes it).
 
-file,bytes,records,kept,REASON,REASON,...
+file,bytes,records,kept,REASON,REASON,...,duplicate_ids
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from fmscale.errors import DataError
 
 FILE = "inputs.csv"
 HEAD = ["file", "bytes", "records", "kept"]
+SAME_ID = "duplicate_ids"
+"""The last column: documents whose id an earlier one of the corpus has (same_ids.py)."""
 
 
 class Line(NamedTuple):
@@ -24,6 +26,8 @@ class Line(NamedTuple):
     kept: int
     dropped: dict[str, int]
     """By reason."""
+    same_id: int
+    """Not dropped: documents whose id an earlier one has."""
 
 
 def largest(directory: Path, count: int) -> tuple[list[Line], int]:
@@ -45,8 +49,10 @@ def largest(directory: Path, count: int) -> tuple[list[Line], int]:
                 nonlocal total
                 for name, *cells in table:
                     total += 1
-                    size, records, kept, *dropped = map(int, cells)
-                    yield Line(name, size, records, kept, dict(zip(head[len(HEAD) :], dropped, strict=True)))
+                    size, records, kept, *rest = map(int, cells)
+                    dropped = dict(zip(head[len(HEAD) :], rest, strict=True))
+                    same_id = dropped.pop(SAME_ID, 0)  # a table of before has none
+                    yield Line(name, size, records, kept, dropped, same_id)
 
             return heapq.nlargest(count, lines(), key=lambda line: line.records), total
     except (ValueError, csv.Error) as error:

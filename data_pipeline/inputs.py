@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import xxhash
@@ -18,6 +18,7 @@ import xxhash
 from data_pipeline.cut import cut
 from data_pipeline.find import Found, find, kind_or_text
 from data_pipeline.optional import require
+from data_pipeline.store import is_url
 from fmscale.errors import DataError
 
 
@@ -68,8 +69,15 @@ class Inputs:
     def bytes(self) -> int:
         return sum(file.bytes for file in self.files)
 
+    @property
+    def queries(self) -> dict[int, str]:
+        """By number of the file, what its URL has behind its path, where it has that: often a signature, a secret."""
+        split = ((number, *_split(file.path)) for number, file in enumerate(self.files))
+        return {number: query for number, _, query in split if query}
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Without `queries`: this is written to disk."""
+        return asdict(replace(self, files=tuple(replace(file, path=_split(file.path)[0]) for file in self.files)))
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> Inputs:
@@ -124,6 +132,12 @@ def _pin_one(index: int, found: Found, task_bytes: int) -> tuple[InputFile, list
     size, hash_, pieces = cut(found.path, kind, compression, task_bytes)
     file = InputFile(found.path, found.name, kind, compression, size, hash_)
     return file, [Piece(index, *piece) for piece in pieces]
+
+
+def _split(path: str) -> tuple[str, str]:
+    """(path, what a URL has from ? on)."""
+    bare, mark, query = path.partition("?") if is_url(path) else (path, "", "")
+    return bare, mark + query
 
 
 def _group(pieces: Sequence[Piece], task_bytes: int) -> Iterator[tuple[Piece, ...]]:

@@ -75,6 +75,12 @@ def dropped_by(work: Work, phase: int) -> Counter[tuple[int, str]]:
     return Counter({(file, reason): count for file, reason, count in lines})
 
 
+def same_ids_of(work: Work) -> Counter[int]:
+    """By file: documents left by the last pass whose id an earlier one has."""
+    last = len(phases(work.plan().recipe)) - 1
+    return Counter(dict(json.loads(work.joined_file(last).read_bytes())["same_ids"]))
+
+
 def clusters_of(work: Work, phase: int) -> dict[int, int]:
     """Clusters of the same that the pass at the end of `phase` found, by size."""
     found = json.loads(work.joined_file(phase).read_bytes())["clusters"]

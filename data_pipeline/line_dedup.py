@@ -77,6 +77,11 @@ class LineCounts:
         self._waiting: list[U64] = []
         self._many = 0
 
+    @property
+    def distinct(self) -> int:
+        """Distinct lines, of those that have been counted."""
+        return len(self._held)
+
     def add(self, texts: Sequence[str]) -> None:
         """The next texts of the task."""
         for keys, _ in line_keys(texts, self._min_characters):

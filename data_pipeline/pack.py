@@ -8,7 +8,6 @@ Only document tables are read. A killed build is done again and ends in the same
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -167,21 +166,14 @@ def _build(
     groups = max(1, len(chunks) // -(-group_rows * row_tokens // part.chunk_tokens)) if chunks else 0
     counts = Counter(dict.fromkeys(("pieces", "rows", "documents", "cut_long", "cut_at_ends", "cut_by_slicing"), 0))
     by_pieces: Counter[int] = Counter()
-    temporary = durable.temporary_name(directory / PLAN_FILE)
-    try:
-        with temporary.open("wb") as file:
-            blocks = _Blocks(file, rows_per_block)
-            for pieces in groups_of_pieces(part, chunks, row_tokens, groups, advance, counts):
-                in_rows, row_pieces = fill_rows(pieces, row_tokens)
-                counts["pieces"] += len(in_rows)
-                counts["rows"] += len(row_pieces)
-                by_pieces.update(np.ceil(np.log2(row_pieces)).astype(np.int64).tolist())
-                blocks.add(_as_stored(in_rows, part.chunk_tokens), row_pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(directory / PLAN_FILE)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with durable.writing(directory / PLAN_FILE) as file:
+        blocks = _Blocks(file, rows_per_block)
+        for pieces in groups_of_pieces(part, chunks, row_tokens, groups, advance, counts):
+            in_rows, row_pieces = fill_rows(pieces, row_tokens)
+            counts["pieces"] += len(in_rows)
+            counts["rows"] += len(row_pieces)
+            by_pieces.update(np.ceil(np.log2(row_pieces)).astype(np.int64).tolist())
+            blocks.add(_as_stored(in_rows, part.chunk_tokens), row_pieces)
     records = np.array(blocks.index, BLOCK_DTYPE)
     block_bytes = INDEX_RECORDS * BLOCK_DTYPE.itemsize
     return PackingPlan(

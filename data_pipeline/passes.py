@@ -1,6 +1,6 @@
 """Passes over the whole corpus: something about each document, told by its task; then a decision over all of them.
 
-    scan:   keys() is told what the phase's steps left, and writes a file beside the scan's
+    scan:   keys() is told what the phase's steps left, and writes a file beside the scan's; several of a large task
     parts:  work between tasks that any process may do, any number of times
     left:   bool of every document that was scanned: whether it goes on
 
@@ -9,6 +9,8 @@ Of documents that are the same the first in pinned order stays. So nothing depen
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,12 +28,24 @@ from data_pipeline.plan import Work, load
 from data_pipeline.registry import Entry
 
 PARTITION_BYTES = 1 << 34
-"""Of input, for each part that a band of keys or the lines are cut into, up to MAX_PARTITIONS."""
+"""Of input, for each part that a band of keys is cut into, up to MAX_PARTITIONS."""
 MAX_PARTITIONS = 64
+LINE_PARTITION_BYTES = 1 << 31
+"""The same of lines, of which a part holds a byte each in memory."""
+MAX_LINE_PARTITIONS = 1024
+RUN_DOCUMENTS = 1 << 20
+"""Documents whose keys are held at once, and stand in one file: 284 bytes each with MinHash."""
+RUN_LINES = 1 << 22
+"""Distinct lines that are held at once: about 90 bytes each."""
 
 
 class Keys(Protocol):
-    """What a pass wants to know of the documents of one task."""
+    """What a pass wants to know of documents of one task."""
+
+    @property
+    def full(self) -> bool:
+        """Whether no more shall be held: the next documents go into another file."""
+        ...
 
     def add(self, documents: Sequence[Document]) -> None: ...
 
@@ -93,6 +107,10 @@ def partitions(work: Work) -> int:
     return min(1 + work.plan().inputs.bytes // PARTITION_BYTES, MAX_PARTITIONS)
 
 
+def line_partitions(work: Work) -> int:
+    return min(1 + work.plan().inputs.bytes // LINE_PARTITION_BYTES, MAX_LINE_PARTITIONS)
+
+
 def text_keys(texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
     """TEXT_KEY [texts, 1]: xxh3_128 of each."""
     digests = b"".join(xxhash.xxh3_128_digest(text.encode()) for text in texts)
@@ -117,13 +135,13 @@ class SameKey:
         return range(self._bands * partitions(work))
 
     def part(self, work: Work, phase: int, number: int) -> None:
-        files, offsets = _scanned(work, phase)
+        files, offsets = scanned(work, phase)
         band, partition = divmod(number, partitions(work))
         write_edges(work.part_file(phase, number), files, offsets, band, partition)
 
     def labels(self, work: Work, phase: int) -> Labels:
         """[documents scanned]: the first document of each one's cluster."""
-        files, offsets = _scanned(work, phase)
+        files, offsets = scanned(work, phase)
         edges = [work.part_file(phase, number) for number in self.parts(work)]
         return clusters(int(offsets[-1]), read_edges(files, offsets, edges))
 
@@ -139,9 +157,15 @@ class _BandKeys:
     def __init__(self, keys_of: Callable[[Sequence[str]], npt.NDArray[Any]], parts: int) -> None:
         self._keys_of, self._parts = keys_of, parts
         self._found = [keys_of([])]
+        self._count = 0
+
+    @property
+    def full(self) -> bool:
+        return self._count >= RUN_DOCUMENTS
 
     def add(self, documents: Sequence[Document]) -> None:
         self._found.append(self._keys_of([document.text for document in documents]))
+        self._count += len(documents)
 
     def write(self, path: Path) -> None:
         write_keys(path, np.concatenate(self._found), self._parts)
@@ -158,26 +182,41 @@ class SameLine:
         self._min_characters, self._min_count = min_characters, min_count
 
     def keys(self, work: Work) -> Keys:
-        return _LineKeys(LineCounts(self._min_characters), partitions(work))
+        return _LineKeys(LineCounts(self._min_characters), line_partitions(work))
 
     def parts(self, work: Work) -> range:
-        return range(partitions(work))
+        return range(line_partitions(work))
 
     def part(self, work: Work, phase: int, number: int) -> None:
-        files, _ = _scanned(work, phase)
+        files, _ = scanned(work, phase)
         write_verdicts(work.part_file(phase, number), files, number, min_count=self._min_count)
 
     def left(self, work: Work, phase: int) -> tuple[npt.NDArray[np.bool_], dict[int, int]]:
-        return np.ones(int(_scanned(work, phase)[1][-1]), bool), {}
+        counts = [len(runs(work, phase, task)) for task in work.tasks]
+        work.save_array(f"runs-{phase}", np.cumsum([0, *counts], dtype=np.int64))
+        return np.ones(int(scanned(work, phase)[1][-1]), bool), {}
 
     def step(self, work: Work, phase: int, task: int) -> Callable[[Iterable[Document]], Iterator[Document]]:
         verdicts = [work.part_file(phase, number) for number in self.parts(work)]
-        return RepeatedLines(work.keys_file(phase, task), verdicts, task).step
+        return functools.partial(_without_repeated_lines, work=work, phase=phase, task=task, verdicts=verdicts)
+
+
+def _without_repeated_lines(
+    documents: Iterable[Document], *, work: Work, phase: int, task: int, verdicts: Sequence[Path]
+) -> Iterator[Document]:
+    first, waiting = int(work.map_array(f"runs-{phase}")[task]), iter(documents)
+    for run, count in enumerate(runs(work, phase, task).tolist()):
+        lines = RepeatedLines(work.keys_file(phase, task, run), verdicts, first + run)
+        yield from lines.step(itertools.islice(waiting, count))
 
 
 class _LineKeys:
     def __init__(self, counts: LineCounts, parts: int) -> None:
         self._counts, self._parts = counts, parts
+
+    @property
+    def full(self) -> bool:
+        return self._counts.distinct >= RUN_LINES
 
     def add(self, documents: Sequence[Document]) -> None:
         self._counts.add([document.text for document in documents])
@@ -186,7 +225,14 @@ class _LineKeys:
         self._counts.write(path, self._parts)
 
 
-def _scanned(work: Work, phase: int) -> tuple[list[Path], npt.NDArray[np.int64]]:
-    """(file of keys of each task, documents scanned before each task and in all)."""
-    counts = [int(load(work.scan_file(phase, task), "count")[0]) for task in work.tasks]
-    return [work.keys_file(phase, task) for task in work.tasks], np.cumsum([0, *counts], dtype=np.int64)
+def scanned(work: Work, phase: int) -> tuple[list[Path], npt.NDArray[np.int64]]:
+    """(files of keys of all tasks, documents scanned before each file's and in all)."""
+    counts = [runs(work, phase, task) for task in work.tasks]
+    files = [work.keys_file(phase, task, run) for task, own in enumerate(counts) for run in range(len(own))]
+    return files, np.cumsum(np.concatenate([[0], *counts]), dtype=np.int64)
+
+
+def runs(work: Work, phase: int, task: int) -> npt.NDArray[np.int64]:
+    """[files of keys of the task]: documents in each."""
+    counts: npt.NDArray[np.int64] = load(work.scan_file(phase, task), "runs")[0]
+    return counts

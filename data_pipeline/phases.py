@@ -108,7 +108,7 @@ def _input(work: Work, task: int, hashes: dict[int, str]) -> Iterator[Document]:
     for place, piece in enumerate(plan.inputs.tasks[task]):
         if place in quarantined:
             continue
-        file, recipe = plan.inputs.files[piece.file], plan.recipe
+        file, recipe = work.input_file(piece.file), plan.recipe
 
         def note(digest: str, number: int = piece.file, local: bool = file.is_local) -> None:
             if not local:

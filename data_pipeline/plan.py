@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_pipeline.inputs import Inputs
+from data_pipeline.inputs import InputFile, Inputs
 from data_pipeline.pipeline import Recipe, auto_chunk_tokens, recipe_record
+from data_pipeline.registry import entries, with_located_files
 from fmscale import durable
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
-VERSION = 4
+VERSION = 5
 """Raise it when the same recipe and inputs begin to give other bytes: unfinished work of another version is redone."""
 
 
@@ -36,12 +39,34 @@ class Plan:
     inputs: Inputs
     fingerprint: str
     """Of the tokenizer."""
+    record: Mapping[str, Any]
+    """What the corpus will say of its recipe (recipe_record), with hashes of the files that steps read."""
+
+    @staticmethod
+    def of(recipe: Recipe, inputs: Inputs, fingerprint: str) -> Plan:
+        """The plan as of now, which names its files by absolute paths."""
+        there = replace(recipe, tokenizer=os.path.abspath(recipe.tokenizer), steps=with_located_files(recipe.steps))
+        return Plan(there, inputs, fingerprint, json.loads(json.dumps(recipe_record(there))))
+
+    def check_steps(self) -> None:
+        """Raise DataError if a step, or a file that it reads, is not what it was when the plan was made."""
+        for entry, (name, parameters, source) in zip(entries(self.recipe.steps), self.record["steps"], strict=True):
+            _, now, code = json.loads(json.dumps(entry.record()))
+            pinned, found = {**parameters, "its code": source}, {**now, "its code": code}
+            for key in pinned:
+                if found.get(key) != pinned[key]:
+                    raise DataError(
+                        f"what step {name} reads changed while the corpus was being prepared",
+                        expected=f"{key}: xxh3_128 {pinned[key]}",
+                        found=f"{entry.parameters.get(key, entry.target)}: {found.get(key)}",
+                        do="put it back and run the command again, which goes on; or leave it: the work starts over",
+                    )
 
     @property
     def id(self) -> str:
         """Equal plans give equal corpora: hash of the recipe's record, the inputs' content and the tokenizer."""
         files = [[file.name, file.hash] for file in self.inputs.files]
-        body = [VERSION, recipe_record(self.recipe), files, self.fingerprint]
+        body = [VERSION, self.record, files, self.fingerprint]
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -53,10 +78,12 @@ class Plan:
 
 
 class Work:
-    """OUTPUT/.work/PLAN: the plan, and one file for each thing that is done."""
+    """OUTPUT/.work/PLAN: the plan, and one file for each thing that is done. No secret is in any of them."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, queries: Mapping[int, str] | None = None) -> None:
+        """queries: of inputs' URLs (Inputs.queries), which travel with this object from process to process."""
         self.directory = directory
+        self.queries = queries or {}
         self.parts = directory / "parts"
         self.dropped = directory / "dropped"
         """Rejected documents, where they are kept."""
@@ -66,13 +93,23 @@ class Work:
         directory = parent / plan.id[:16]
         for name in ("parts", "dropped"):
             (directory / name).mkdir(parents=True, exist_ok=True)
-        body = {"id": plan.id, "recipe": asdict(plan.recipe), "inputs": plan.inputs.to_json()}
+        recipe = asdict(replace(plan.recipe, inputs=[]))  # its patterns may hold secrets, and are done with
+        body = {"id": plan.id, "recipe": recipe, "record": plan.record, "inputs": plan.inputs.to_json()}
         durable.replace(directory / "plan.json", json.dumps({**body, "fingerprint": plan.fingerprint}).encode())
-        return Work(directory)
+        return Work(directory, plan.inputs.queries)
+
+    def is_here(self) -> bool:
+        """Whether this machine has the directory."""
+        return (self.directory / "plan.json").exists()
 
     def plan(self) -> Plan:
         path = self.directory / "plan.json"
         return _plan(path, path.stat().st_mtime_ns)
+
+    def input_file(self, number: int) -> InputFile:
+        """With all that it takes to open it."""
+        file = self.plan().inputs.files[number]
+        return replace(file, path=file.path + self.queries.get(number, ""))
 
     @property
     def tasks(self) -> range:
@@ -82,9 +119,9 @@ class Work:
         """Of a task that is through with a phase: its rows that are left, the next pass's keys, counts."""
         return self.directory / f"scan-{phase}-{task:05d}.npz"
 
-    def keys_file(self, phase: int, task: int) -> Path:
-        """What the pass at the end of the phase wants to know of the task's documents."""
-        return self.directory / f"keys-{phase}-{task:05d}.bin"
+    def keys_file(self, phase: int, task: int, run: int) -> Path:
+        """What the pass at the end of the phase wants to know of the task's documents; a large task has several."""
+        return self.directory / f"keys-{phase}-{task:05d}-{run:03d}.bin"
 
     def part_file(self, phase: int, number: int) -> Path:
         """Of a part of that pass."""
@@ -135,13 +172,12 @@ class Work:
 def _plan(path: Path, stamp: int) -> Plan:
     """One parse per process and version of the file."""
     body = json.loads(path.read_bytes())
-    return Plan(Recipe(**body["recipe"]), Inputs.from_json(body["inputs"]), body["fingerprint"])
+    return Plan(Recipe(**body["recipe"]), Inputs.from_json(body["inputs"]), body["fingerprint"], body["record"])
 
 
 def save(path: Path, **arrays: npt.NDArray[Any]) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    durable.replace(path, buffer.getvalue())
+    with durable.writing(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def load(path: Path, *names: str) -> tuple[npt.NDArray[Any], ...]:

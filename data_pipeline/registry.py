@@ -18,15 +18,13 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import xxhash
 
 from data_pipeline.clock import Clock
 from data_pipeline.document import Step
 from data_pipeline.rule import judge
-from data_pipeline.step_files import by_hash, check_files
+from data_pipeline.step_code import code_hash
+from data_pipeline.step_files import by_hash, check_files, located
 from fmscale.errors import ConfigError
 
 STEPS: dict[str, str] = {
@@ -76,19 +74,21 @@ class Entry:
         return _first_parameter(self.function) == "columns"
 
     def record(self) -> list[Any]:
-        """What decides the bytes that come out: name, parameters with files by hash, hash of the function's file."""
-        source = getattr(importlib.import_module(self.target.partition(":")[0]), "__file__", None)
-        return [
-            self.name,
-            by_hash(self.function, self.parameters),
-            xxhash.xxh3_128_hexdigest(Path(source).read_bytes()) if source else "",
-        ]
+        """What decides the bytes that come out: name, parameters with files by hash, hash of the function's code."""
+        code = code_hash(self.target.partition(":")[0])
+        return [self.name, by_hash(self.function, self.parameters), code]
 
 
 def entries(steps: Sequence[Any]) -> list[Entry]:
     """The entries of a recipe's list. Raises ConfigError: an unknown name, a parameter that the step does not have or
     of another type than its default, a function that cannot be imported, a file that cannot be read."""
     return [_entry(value) for value in steps]
+
+
+def with_located_files(steps: Sequence[Any]) -> list[Any]:
+    """The same list, with absolute paths of the files that it names."""
+    given = [{} if isinstance(value, str) else next(iter(value.values())) or {} for value in steps]
+    return [{entry.name: located(entry.function, own)} for entry, own in zip(entries(steps), given, strict=True)]
 
 
 def steps_of(entries: Sequence[Entry], clock: Clock | None = None) -> list[Step]:

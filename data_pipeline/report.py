@@ -18,6 +18,7 @@ from fmscale.corpus.shards import manifests
 from fmscale.errors import DataError
 
 PAGE_FILE = "report.html"
+COUNTS = ("in", "out", "train", "heldout", "duplicate_ids")
 LINES = 1000
 """Input files that are listed: those with the most records."""
 
@@ -29,7 +30,7 @@ class Report:
     name: str
     manifests: list[Manifest]
     counts: Counter[str]
-    """in, out, train, heldout"""
+    """in, out, train, heldout, duplicate_ids"""
     dropped: Counter[str]
     """By reason."""
     changed: Counter[str]
@@ -50,7 +51,7 @@ class Report:
             of_manifest = Counter[str](manifest.counts.get("dropped", {}))
             dropped.update(of_manifest)
             changed.update(manifest.counts.get("changed", {}))
-            counts.update({name: manifest.counts.get(name, 0) for name in ("in", "out", "train", "heldout")})
+            counts.update({name: manifest.counts.get(name, 0) for name in COUNTS})
             part = read_survey(directory, str(manifest.recipe.get("plan", "")))
             if part is None or survey is None:
                 survey = None

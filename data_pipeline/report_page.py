@@ -50,6 +50,11 @@ def _totals(report: Report) -> Iterator[str]:
             ("bytes of shards", f"{size:,}", f"{number(size)}B"),
         ]
     )
+    if same := counts["duplicate_ids"]:
+        yield note(
+            f"{same:,} documents have the id of an earlier one. They stay, but their ids do not name them; the table "
+            "of input files says where they are."
+        )
     if report.survey is None:
         yield note("No report.json stands beside the manifest: lengths, languages, samples and times are not known.")
 
@@ -174,10 +179,18 @@ def _files(report: Report) -> Iterator[str]:
         return
     rows = [Row(line.file, (line.kept, line.records - line.kept)) for line in report.inputs[:BARS]]
     lines: list[list[Cell]] = [
-        [line.file, line.bytes, line.records, line.kept, _share(line.kept, line.records), _most_text(line)]
+        [
+            line.file,
+            line.bytes,
+            line.records,
+            line.kept,
+            _share(line.kept, line.records),
+            _most_text(line),
+            line.same_id or "",
+        ]
         for line in report.inputs
     ]
-    head = ["file", "bytes", "records", "kept", "share", "dropped most often by"]
+    head = ["file", "bytes", "records", "kept", "share", "dropped most often by", "ids met before"]
     shown = f"The {len(lines):,} largest of {report.input_files:,}; all are in inputs.csv"
     yield section("Input files", legend(FATES), bars(rows, FATES, "documents"), details(shown, table(head, lines)))
 

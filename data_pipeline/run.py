@@ -12,12 +12,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import os
 import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.document import Document, through
@@ -38,7 +36,7 @@ from data_pipeline.workers import Stage, Workers, workers_of
 from fmscale.corpus.manifest import MARKER, Manifest
 from fmscale.errors import ConfigError, DataError, MachineError
 from fmscale.tokenizer import Kind, Tokenizer
-from fmscale.tokenizer import train as train_on_texts
+from fmscale.tokenizer_training import train as train_on_texts
 
 
 def prepare(recipe: Recipe, *, workers: int | None = None) -> Manifest:
@@ -53,7 +51,7 @@ def prepare(recipe: Recipe, *, workers: int | None = None) -> Manifest:
     inputs = _pin(recipe.inputs, recipe.task_bytes)
     check_size(recipe, inputs.bytes)
     fingerprint = Tokenizer.load(recipe.tokenizer).fingerprint
-    plan = Plan(replace(recipe, tokenizer=os.path.abspath(recipe.tokenizer)), inputs, fingerprint)
+    plan = Plan.of(recipe, inputs, fingerprint)
     output = Path(recipe.output)
     if (output / MARKER).exists() and not (output / ".work").exists():
         return _prepared_before(plan, output)

@@ -11,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from data_pipeline.progress import Done
 from data_pipeline.registry import steps_of
 from data_pipeline.rule import batches
 from data_pipeline.survey import Survey
-from data_pipeline.text_store import TextWriter, lines_writer
+from data_pipeline.text_store import lines_writer, text_writer
 from fmscale import durable
 
 READINGS = 2
@@ -59,7 +60,11 @@ class Counts:
 
 
 def scan(work: Work, task: int, phase: int) -> Done:
-    """Save what `phase` leaves of `task`. Raises DataError as `read_piece`, but not for an input that is damaged."""
+    """Save what `phase` leaves of `task`.
+
+    Raises DataError as `read_piece`, but not for an input that is damaged; or if a step, or a list or model that it
+    reads, is not the plan's.
+    """
     given_up: dict[int, dict[str, str]] = {}
     failures: Counter[int] = Counter()
     if not phase:
@@ -77,17 +82,17 @@ def scan(work: Work, task: int, phase: int) -> Done:
 
 def _scan(work: Work, task: int, phase: int) -> Done:
     plan = work.plan()
+    plan.check_steps()
     current = phases(plan.recipe)[phase]
     ends = passes.of(current.ends) if current.ends else holdout.Holdout(plan.recipe)
-    keys = ends.keys(work)
+    keys = _KeyFiles(ends, work, phase, task)
     counts, survey, clock = Counts(), Survey(), Clock()
-    rows: list[int] = []
-    files: list[int] = []
+    rows, files = array("I"), array("I")
     steps = steps_of(current.steps, clock)
     if current.begins and passes.of(current.begins).changes_texts:
         steps.insert(0, passes.of(current.begins).step(work, phase - 1, task))
     with contextlib.ExitStack() as stack:
-        texts = stack.enter_context(TextWriter(work.text_file(phase, task))) if stores(current) else None
+        texts = stack.enter_context(text_writer(work.text_file(phase, task))) if stores(current) else None
         write_dropped = stack.enter_context(lines_writer(work.dropped_file(phase, task)))
 
         def show(rejected: Document) -> None:
@@ -117,14 +122,36 @@ def _scan(work: Work, task: int, phase: int) -> Done:
                     if texts:
                         texts.write(document)
     with clock.part(f"keys of {ends.name}"):
-        keys.write(work.keys_file(phase, task))
+        keys.close()
     survey.add_seconds(clock.seconds)
+    plan.check_steps()  # what steps have read in between was the same
     save(
         work.scan_file(phase, task),
         counts=as_array(counts.to_json()),
         survey=as_array(survey.to_json()),
-        count=np.array(len(rows)),
+        runs=np.array(keys.counts, np.int64),
         rows=np.array(rows, np.uint32),
         files=np.array(files, np.uint32),
     )
     return Done(plan.task_input_bytes(task), counts.records.total())
+
+
+class _KeyFiles:
+    """Keys of the task's documents, in as many files as it takes to hold no more than a pass allows at once."""
+
+    def __init__(self, ends: passes.Pass, work: Work, phase: int, task: int) -> None:
+        self._ends, self._work, self._phase, self._task = ends, work, phase, task
+        self._keys = ends.keys(work)
+        self.counts = [0]
+        """Documents in each."""
+
+    def add(self, documents: Sequence[Document]) -> None:
+        if self._keys.full:
+            self.close()
+            self._keys = self._ends.keys(self._work)
+            self.counts.append(0)
+        self._keys.add(documents)
+        self.counts[-1] += len(documents)
+
+    def close(self) -> None:
+        self._keys.write(self._work.keys_file(self._phase, self._task, len(self.counts) - 1))

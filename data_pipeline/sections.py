@@ -57,18 +57,10 @@ def create(path: Path, kind: str) -> Iterator[Writer]:
 
     kind: at most 24 ASCII letters that say what the sections are, with a version; `Sections` asks for the same.
     """
-    temporary = durable.temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            writer = Writer(file)
-            yield writer
-            writer.close(kind)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    durable.fsync_directory(path.parent)
+    with durable.writing(path) as file:
+        writer = Writer(file)
+        yield writer
+        writer.close(kind)
 
 
 @dataclass(frozen=True, slots=True)

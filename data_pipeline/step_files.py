@@ -4,7 +4,7 @@
     def no_names(documents, *, words=""): ...      # a recipe's `words: lists/names.txt`
 
 A corpus remembers the hash of such a file and not its path: a list that was edited makes another corpus, one that was
-moved does not.
+moved does not. Tasks compare with the hash that the plan has (plan.py), before they use a file and afterwards.
 """
 
 from __future__ import annotations
@@ -56,10 +56,18 @@ def check_files(step: str, function: Callable[..., Any], parameters: Mapping[str
 
 def by_hash(function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters with the xxh3_128 of the bytes of each file, in hex, in place of its path."""
-    hashes = {
-        key: [_hash(path, *_stamp(path)) for path in _paths(parameters[key])] for key in file_parameters(function)
-    }
+    hashes = {key: [_hash(path, *stamp(path)) for path in _paths(parameters[key])] for key in file_parameters(function)}
     return {**parameters, **hashes}
+
+
+def located(function: Callable[..., Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters with absolute paths: workers may have a working directory of their own."""
+    found = dict(parameters)
+    for key in file_parameters(function):
+        value = found.get(key)
+        if value:
+            found[key] = os.path.abspath(value) if isinstance(value, str) else [os.path.abspath(p) for p in value if p]
+    return found
 
 
 def once_per_file(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,7 +75,7 @@ def once_per_file(load: Callable[..., Any]) -> Callable[..., Any]:
     kept = lru_cache(maxsize=4)(lambda paths, stamps, *rest: load(paths, *rest))
 
     def loaded(paths: Sequence[str], *rest: Any) -> Any:
-        return kept(tuple(paths), tuple(_stamp(path) for path in paths), *rest)
+        return kept(tuple(paths), tuple(stamp(path) for path in paths), *rest)
 
     return loaded
 
@@ -93,13 +101,14 @@ def _paths(value: str | Sequence[str]) -> list[str]:
     return [path for path in ([value] if isinstance(value, str) else value) if path]
 
 
-def _stamp(path: str) -> tuple[int, int]:
+def stamp(path: str) -> tuple[int, ...]:
+    """What changes whenever the file does; mtime alone can be set back, as copying tools do."""
     found = os.stat(path)
-    return found.st_mtime_ns, found.st_size
+    return found.st_dev, found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
 
 
 @lru_cache(maxsize=256)
-def _hash(path: str, mtime_ns: int, size: int) -> str:
+def _hash(path: str, *stamp: int) -> str:
     """One read per process and version of the file."""
     digest = xxhash.xxh3_128()
     with Path(path).open("rb") as file:

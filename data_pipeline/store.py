@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from data_pipeline.damage import DamagedInput, changed
 from data_pipeline.limits import BLOCK_BYTES
 from data_pipeline.optional import require
+from data_pipeline.web import MOST_REDIRECTS, Client, require_allowed
 from fmscale.errors import ConfigError, DataError, FmscaleError
 
 T = TypeVar("T")
@@ -138,13 +139,16 @@ def _open(url: str) -> tuple[Any, str]:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALL_S, sock_read=STALL_S)
         options["client_kwargs"] = {"auto_decompress": False, "timeout": timeout}
         options["headers"] = {"Accept-Encoding": "identity"}
+        options["max_redirects"] = MOST_REDIRECTS  # fsspec hands on to each request what it does not know
     try:
+        if "client_kwargs" in options:
+            options["get_client"] = Client.of(url)
         fs = fsspec.filesystem(protocol, **options)
     except (ImportError, ValueError) as error:
         raise ConfigError(
             f"inputs at {protocol}:// cannot be read here",
             expected="a kind of store that fsspec knows, with its package installed",
-            found=_said(error),
+            found=said(error),
             do="install that package (s3fs for s3, gcsfs for gs, huggingface_hub for hf), or copy the files here",
         ) from error
     return fs, fs._strip_protocol(url)
@@ -183,12 +187,13 @@ def _patiently(name: str, call: Callable[[], T]) -> T:
         except (FmscaleError, *_OURS):
             raise
         except Exception as error:  # each store has classes of its own
+            require_allowed(name, error)
             if _is_final(error) or attempt == TRIES - 1:
                 raise DamagedInput(
                     "an input cannot be read from its store",
                     name=name,
                     expected=name,
-                    found=_said(error) + ("" if _is_final(error) else f", at the last of {TRIES} tries"),
+                    found=said(error) + ("" if _is_final(error) else f", at the last of {TRIES} tries"),
                     do="check that it is there and may be read (credentials expired?); run the command again",
                     passing=not _is_final(error),
                 ) from None  # its traceback may show a URL
@@ -207,7 +212,7 @@ def _is_final(error: BaseException) -> bool:
     return missing or "Credentials" in type(error).__name__
 
 
-def _said(error: BaseException) -> str:
+def said(error: BaseException) -> str:
     """The error's words in one line, without what a URL in it may hide."""
     words = " ".join(str(error).split())
     words = re.sub(r"(\w://)[^/\s'\"]*@", r"\1", words)

@@ -10,11 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
+from typing import IO
 
 import xxhash
 import zstandard
@@ -30,24 +29,10 @@ _LEVEL = 1
 
 
 class TextWriter:
-    """Documents to `path`, which is there when the block ends without an error.
+    """Takes documents for the file of `text_writer`."""
 
-    with TextWriter(path) as texts:
-        texts.write(document)
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._temporary = path, durable.temporary_name(path)
-        self._hash = xxhash.xxh3_64()
-        self.bytes = 0
-        """Of text, before compression."""
-
-    def __enter__(self) -> TextWriter:
-        self._file = self._temporary.open("wb")
-        self._out = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).stream_writer(
-            self._file, closefd=False
-        )
-        return self
+    def __init__(self, out: zstandard.ZstdCompressionWriter) -> None:
+        self._out, self._hash = out, xxhash.xxh3_64()
 
     def write(self, document: Document) -> None:
         header = [document.id, document.source, document.meta, document.file, document.record]
@@ -55,19 +40,18 @@ class TextWriter:
         for part in (_LENGTHS.pack(document.row, len(head), len(text)), head, text):
             self._hash.update(part)
             self._out.write(part)
-        self.bytes += len(text)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self._out.write(_LENGTHS.pack(END, 0, self._hash.intdigest()))
-                self._out.close()  # type: ignore[no-untyped-call]
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._temporary.replace(self._path)
-        finally:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+    def close(self) -> None:
+        self._out.write(_LENGTHS.pack(END, 0, self._hash.intdigest()))
+
+
+@contextlib.contextmanager
+def text_writer(path: Path) -> Iterator[TextWriter]:
+    """`with text_writer(path) as texts: texts.write(document)`: there when the block ends without an error."""
+    with durable.writing(path) as file, _packed(file) as out:
+        texts = TextWriter(out)
+        yield texts
+        texts.close()
 
 
 def read_texts(path: Path) -> Iterator[Document]:
@@ -102,19 +86,16 @@ def lines_writer(path: Path | None) -> Iterator[Callable[[Document], None]]:
     if path is None:
         yield lambda document: None
         return
-    temporary = durable.temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            with zstandard.ZstdCompressor(level=_LEVEL).stream_writer(file, closefd=False) as out:
+    with durable.writing(path) as file, _packed(file) as out:
 
-                def write(document: Document) -> None:
-                    fields = {"id": document.id, "dropped": document.dropped, "found": document.found}
-                    place = {"source": document.source, "record": document.record}
-                    line = json.dumps({**fields, **place, "meta": document.meta, "text": document.text})
-                    out.write(line.encode() + b"\n")  # ASCII, so that half a surrogate in an id is no trouble
+        def write(document: Document) -> None:
+            fields = {"id": document.id, "dropped": document.dropped, "found": document.found}
+            place = {"source": document.source, "record": document.record}
+            line = json.dumps({**fields, **place, "meta": document.meta, "text": document.text})
+            out.write(line.encode() + b"\n")  # ASCII, so that half a surrogate in an id is no trouble
 
-                yield write
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield write
+
+
+def _packed(file: IO[bytes]) -> zstandard.ZstdCompressionWriter:
+    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False).stream_writer(file, closefd=False)

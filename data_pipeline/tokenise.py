@@ -9,7 +9,7 @@ import numpy as np
 from data_pipeline.clock import Clock
 from data_pipeline.document import Document, drop
 from data_pipeline.holdout import DUPLICATE, HELDOUT, TRAIN
-from data_pipeline.ngrams import ngram_hashes
+from data_pipeline.ngrams import ngrams
 from data_pipeline.overlap import NgramSet
 from data_pipeline.phases import phases, source
 from data_pipeline.plan import Work, as_array, save, tokenizer_of
@@ -61,7 +61,8 @@ def tokenise(work: Work, task: int) -> Done:
                 training = [document for document in batch if kinds[document.row] == TRAIN]
                 if len(grams.met):
                     with clock.part("look up held-out n-grams"):
-                        grams.meet(ngram_hashes([d.text for d in training], plan.recipe.decontaminate_ngram)[0])
+                        for some in ngrams([d.text for d in training], plan.recipe.decontaminate_ngram):
+                            grams.meet(some.hashes)
                 heldout.append(encode([d for d in batch if kinds[d.row] == HELDOUT]))
                 yield from cutter.add(encode(training))
 

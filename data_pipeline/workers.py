@@ -6,6 +6,8 @@ starts.
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,7 @@ from typing import Any, Protocol
 
 from data_pipeline.plan import Work
 from data_pipeline.progress import Done
+from data_pipeline.web import PRIVATE_HOSTS
 from fmscale.errors import ConfigError, FmscaleError, MachineError
 
 RETRIES = 3
@@ -48,7 +51,9 @@ class OnRay:
         import ray
 
         remote = ray.remote(num_cpus=1, max_retries=0)(_call)  # counted here: Ray has no bound for want of memory
-        there = Work(work.directory.absolute())  # workers have a working directory of their own
+        # Workers have a working directory of their own, and an environment. Sent once: a million signed URLs are large.
+        there = ray.put(Work(work.directory.absolute(), work.queries))
+        allowed = os.environ.get(PRIVATE_HOSTS, "")
         waiting = list(reversed(tasks))
         running: dict[Any, int] = {}
         losses: Counter[int] = Counter()
@@ -56,7 +61,7 @@ class OnRay:
             while waiting or running:
                 while waiting and len(running) < self._limit:
                     task = waiting.pop()
-                    running[remote.remote(stage, there, task)] = task
+                    running[remote.remote(stage, there, task, allowed)] = task
                 done, _ = ray.wait(list(running), num_returns=1)
                 for reference in done:
                     task = running.pop(reference)
@@ -74,7 +79,15 @@ class OnRay:
                 ray.cancel(reference, force=True)
 
 
-def _call(stage: Stage, work: Work, task: int) -> Done:
+def _call(stage: Stage, work: Work, task: int, allowed: str) -> Done:
+    if not work.is_here():
+        raise MachineError(
+            "a node of the Ray cluster does not have the directory of the corpus",
+            expected=f"{work.directory} on a disk that all nodes share",
+            found=f"no such directory on {socket.gethostname()}",
+            do="set output to a shared disk (NFS, Lustre, a mounted volume), or mount it on that node",
+        )
+    os.environ[PRIVATE_HOSTS] = allowed
     return stage(work, task)
 
 

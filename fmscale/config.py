@@ -214,6 +214,12 @@ class LaunchConfig:
     backend: Literal["ray", "torchrun"] = "ray"
     """ray: ranks and readers on Ray. torchrun: ranks alone, under a torchrun that `fmscale train` starts on this
     machine, or under the user's own (RANK is set), where each process is one rank."""
+    min_dp: int = 0
+    """On Ray: the fewest data-parallel ranks with which the run may go on; `parallel.dp` is the most. Batches stay the
+    same, losses within tolerance. 0: it goes on with `parallel.dp` or waits."""
+    elastic_wait_s: float = 60.0
+    """With `min_dp`: how long a run waits for the room of lost ranks to come back before it goes on with fewer, and the
+    least time between two interruptions to take more."""
     max_restarts: int = 10
     """Restarts after which the run gives up; two failures at the same step end it sooner."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -1,4 +1,4 @@
-"""How a small file appears on disk: whole or not at all, and never over another one unless that is meant.
+"""How a file appears on disk: whole or not at all, and never over another one unless that is meant.
 
 Write under a temporary name in the same directory, fsync, then give it its name: `publish_new` by a hard link, which
 fails if the name is taken (exclusive), `replace` by a rename (the old content until the new one is complete). Then the
@@ -11,8 +11,9 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def publish_new(path: Path, content: bytes) -> None:
@@ -32,12 +33,22 @@ def link_new(temporary: Path, path: Path) -> None:
 
 def replace(path: Path, content: bytes) -> None:
     """Create or replace `path`; a reader sees the old content or the new one."""
-    temporary = write_temporary(path, content)
+    with writing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """`with writing(path) as file: ...`: `path` is there, or replaced, when the block ends without an error."""
+    temporary = temporary_name(path)
     try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     fsync_directory(path.parent)
 
 

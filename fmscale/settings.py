@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,11 +20,21 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from fmscale.errors import ConfigError
 
 Schema = TypeVar("Schema")
+_ESCAPE = re.compile(r"(\\*)\$\{")
+_SECRET = re.compile(
+    r"(^|[._])(api_?key|(secret_)?access_key|secret|password|passwd|credentials?)$"
+    r"|(^|\.)(\w*_)?(api|access|auth|hf|session)_token$|(^|\.)token$",
+    re.IGNORECASE,
+)
 _REMEDY = "docs/config.md and docs/data.md say where every key stands with its default"
 
 
-def load_settings(schema: type[Schema], files: Sequence[str | Path], overrides: Sequence[str] = ()) -> Schema:
+def load_settings(
+    schema: type[Schema], files: Sequence[str | Path], overrides: Sequence[str] = (), shell: Sequence[str] = ()
+) -> Schema:
     """Merge `files` left to right over the defaults of `schema`, then `overrides`.
+
+    shell: keys of lists whose lines are shell's, where `${NAME}` is a variable of the shell and stays as it is.
 
     Raises ConfigError: a file that is missing or no YAML, an unknown key (with the nearest known one), a value of the
     wrong type, an interpolation, an override without `=`.
@@ -32,7 +42,7 @@ def load_settings(schema: type[Schema], files: Sequence[str | Path], overrides: 
     OmegaConf.clear_resolvers()
     merged: Any = OmegaConf.structured(schema)
     for file in files:
-        merged = _merge(merged, _read_yaml(Path(file)), str(file))
+        merged = _merge(merged, _shell_escaped(_read_yaml(Path(file)), shell), str(file))
     for override in overrides:
         if not re.match(r"^[A-Za-z_][\w.\-]*=", override):
             raise ConfigError(
@@ -48,7 +58,8 @@ def load_settings(schema: type[Schema], files: Sequence[str | Path], overrides: 
 def settings_from_yaml(schema: type[Schema], text: str, origin: str) -> Schema:
     """What `settings_to_yaml` wrote; `origin` names the place in errors."""
     OmegaConf.clear_resolvers()
-    return _to_object(schema, _merge(OmegaConf.structured(schema), _mapping(OmegaConf.create(text), origin), origin))
+    loaded = _parsed(lambda: OmegaConf.create(text), origin)
+    return _to_object(schema, _merge(OmegaConf.structured(schema), loaded, origin))
 
 
 def settings_to_yaml(settings: Any) -> str:
@@ -72,19 +83,19 @@ def _read_yaml(path: Path) -> DictConfig:
             found=f"{path} is {'a directory' if path.is_dir() else 'not there'}",
             do="check the path; configs/ has examples",
         )
+    return _parsed(lambda: OmegaConf.load(path), str(path))
+
+
+def _parsed(parse: Callable[[], Any], origin: str) -> DictConfig:
     try:
-        loaded = OmegaConf.load(path)
+        loaded = parse()
     except Exception as error:  # YAML libraries raise a dozen classes for one thing: this is not YAML
         raise ConfigError(
             "a config file is not valid YAML",
             expected="key: value lines",
-            found=f"{path}: {' '.join(str(error).split())[:160]}",
+            found=f"{origin}: {' '.join(str(error).split())[:160]}",
             do="mend that place",
         ) from error
-    return _mapping(loaded, str(path))
-
-
-def _mapping(loaded: Any, origin: str) -> DictConfig:
     if not isinstance(loaded, DictConfig):
         raise ConfigError(
             "a config file holds no settings",
@@ -93,6 +104,19 @@ def _mapping(loaded: Any, origin: str) -> DictConfig:
             do="see configs/demo.yaml",
         )
     return loaded
+
+
+def _shell_escaped(read: DictConfig, keys: Sequence[str]) -> DictConfig:
+    content: Any = OmegaConf.to_container(read, resolve=False)
+    for key in keys:
+        if isinstance(content.get(key), list):
+            content[key] = [_ESCAPE.sub(_escaped, line) if isinstance(line, str) else line for line in content[key]]
+    escaped: DictConfig = OmegaConf.create(content)
+    return escaped
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return 2 * match[1] + r"\${"  # as OmegaConf's grammar has it: backslashes count double in front of `${`
 
 
 def _dotlist(override: str) -> DictConfig:
@@ -107,6 +131,13 @@ def _dotlist(override: str) -> DictConfig:
 def _merge(base: Any, update: DictConfig, origin: str) -> Any:
     new = OmegaConf.to_container(update, resolve=False)
     for key, value in _leaves(new):
+        if _SECRET.search(key):
+            raise ConfigError(
+                "a secret is no setting: settings are written down, and arguments are seen by everybody on the machine",
+                expected="it in the environment (WANDB_API_KEY, AWS_SECRET_ACCESS_KEY, HF_TOKEN) or in its tool's file",
+                found=f"{key}, whose value is not repeated here",
+                do="take it out; if it stood in a command or a file that others can read, replace it by a new one",
+            )
         if isinstance(value, str) and "${" in value:
             raise ConfigError(
                 "interpolation is switched off in settings",

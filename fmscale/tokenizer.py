@@ -10,8 +10,6 @@ SentencePiece writes a space as U+2581; a U+2581 of the text is spelled by its t
 from __future__ import annotations
 
 import hashlib
-import heapq
-import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,10 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
-from fmscale import durable
-from fmscale.errors import ConfigError, DataError
+from fmscale.errors import DataError
 
 PAD_ID, BOS_ID, EOS_ID, UNK_ID = 0, 1, 2, 3
 CONTROL = (
@@ -36,8 +32,13 @@ Kind = Literal["unigram", "bpe"]
 MARK = b'{"fmscale-tokenizer":'
 """How the file of a foreign tokenizer begins."""
 
-_SPACE = "\u2581"
-_WORD = re.compile(rf" *(?:[A-Za-z]++(?![^\0-\x7f])|[!-@\[-`{{-~]++(?![^\0-\x7f])|[^\n {_SPACE}]+)|\n| +|{_SPACE}")
+SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
+_WORD = re.compile(rf" *(?:[A-Za-z]++(?![^\0-\x7f])|[!-@\[-`{{-~]++(?![^\0-\x7f])|[^\n {SPACE}]+)|\n| +|{SPACE}")
+_BREAK = re.compile(r"\n|(?<! ) ")
+"""Where a word of _WORD has ended, whatever it is: after a line, before spaces."""
+_AT_ONCE = 1 << 20
+"""Characters whose words are held at once, at 60 bytes each."""
 _MEMO_WORDS = 1 << 18
 _MEMO_CHARS = 64
 """Longer words are rarely seen again (text without spaces, base64): not kept, so that the memo stays below 100 MB."""
@@ -100,7 +101,10 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.unsignedinteger]]:
         """Like `encode` for each text: read-only arrays of uint16 (vocabulary up to 65536) or uint32."""
         look_up = self._memo.__getitem__
-        return [np.frombuffer(b"".join(map(look_up, _WORD.findall(text))), self.dtype) for text in texts]
+        return [
+            np.frombuffer(b"".join(b"".join(map(look_up, _WORD.findall(lot))) for lot in _lots(text)), self.dtype)
+            for text in texts
+        ]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text; reserved ids stand for nothing. Raises DataError for an id outside the vocabulary."""
@@ -123,8 +127,18 @@ class Tokenizer:
         sizes = np.ones(self.vocab_size, np.int32)  # one for each byte piece
         sizes[:FIRST_BYTE_ID] = 0
         for i in range(FIRST_BYTE_ID + 256, self.vocab_size):
-            sizes[i] = len(self._sp.IdToPiece(i).replace(_SPACE, " ").encode())
+            sizes[i] = len(self._sp.IdToPiece(i).replace(SPACE, " ").encode())
         return sizes
+
+
+def _lots(text: str) -> Iterator[str]:
+    """`text` in lots of about _AT_ONCE characters; the words of all lots are those of the text."""
+    begin = 0
+    while len(text) - begin > _AT_ONCE and (found := _BREAK.search(text, begin + _AT_ONCE)):
+        end = found.end() if found[0] == "\n" else found.start()
+        yield text[begin:end]
+        begin = end
+    yield text[begin:] if begin else text
 
 
 def fingerprint_of(model: bytes) -> str:
@@ -141,7 +155,7 @@ class _Memo(dict[str, bytes]):
         self._dtype = dtype
 
     def __missing__(self, word: str) -> bytes:
-        if word == _SPACE:
+        if word == SPACE:
             ids = np.frombuffer(word.encode(), np.uint8).astype(np.int32) + FIRST_BYTE_ID
         else:
             ids = self._sentencepiece(word)
@@ -191,96 +205,3 @@ def _processor(model: bytes) -> Any:
 def _unfit(expected: str, found: str) -> DataError:
     do = "train a tokenizer with `fmscale tokenizer train`, or bring this one in with `fmscale tokenizer import`"
     return DataError("this is no tokenizer of fmscale", expected=expected, found=found, do=do)
-
-
-def train(
-    texts: Iterable[str],
-    out: str | Path,
-    vocab_size: int,
-    kind: Kind = "bpe",
-    *,
-    sample_bytes: int = 20_000_000,
-    threads: int = 4,
-) -> Tokenizer:
-    """Train on `texts` and write the model to `out`. The same texts in any order give the same bytes.
-
-    kind: on 9 MB of Python source bpe trained 8,192 pieces in 1.6 s, unigram in 30 s; 3.23 and 3.17 bytes a token.
-    sample_bytes: UTF-8 bytes to learn from; of more, the pieces of text with the smallest hashes are taken.
-    threads: part of the result (sums are rounded in its order), so a fixed number rather than the machine's.
-    Raises ConfigError: a vocabulary too small for the reserved ids and characters, or too large for the texts.
-    """
-    import sentencepiece
-
-    least = FIRST_BYTE_ID + 256 + 1
-    if vocab_size < least:
-        raise _impossible(vocab_size, f"at least {least}: {FIRST_BYTE_ID} reserved ids, 256 bytes, and pieces")
-    sample = _sample(texts, sample_bytes)
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.Train(
-            sentence_iterator=_lines(sample),
-            model_writer=model,
-            model_type=kind,
-            vocab_size=vocab_size,
-            num_threads=threads,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            byte_fallback=True,
-            split_digits=True,
-            max_sentence_length=8 * _LINE_CHARS,  # in bytes; longer lines would be skipped in silence
-            pad_id=PAD_ID,
-            bos_id=BOS_ID,
-            eos_id=EOS_ID,
-            unk_id=UNK_ID,
-            pad_piece="<pad>",
-            bos_piece="<bos>",
-            eos_piece="<eos>",
-            unk_piece="<unk>",
-            control_symbols=[f"<{name}>" for name in CONTROL],
-            minloglevel=4,
-        )
-    except (RuntimeError, ValueError) as error:
-        cause = str(error).splitlines()[-1] if str(error) else type(error).__name__
-        if limit := re.search(r"too high.*<= (\d+)", str(error)):
-            expected = f"at most {limit[1]} with these {sum(map(len, sample))} bytes of text"
-        elif limit := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
-            expected = f"more than {limit[1]}, for the characters of these texts"
-        else:
-            expected = f"text that SentencePiece can learn from: {cause[:150]}"
-        raise _impossible(vocab_size, expected) from error
-    tokenizer = Tokenizer(model.getvalue())
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    durable.replace(Path(out), tokenizer.model)
-    return tokenizer
-
-
-def _impossible(vocab_size: int, expected: str) -> ConfigError:
-    do = "change the vocabulary size, or give more text"
-    return ConfigError("the vocabulary size does not fit", expected=expected, found=f"vocab_size={vocab_size}", do=do)
-
-
-_LINE_CHARS = 1 << 14
-_PIECE_CHARS = 1 << 16
-
-
-def _sample(texts: Iterable[str], sample_bytes: int) -> list[bytes]:
-    """Pieces of the texts in the order of their hashes, the first of them up to `sample_bytes`."""
-    heap: list[tuple[int, bytes]] = []  # the largest hash on top
-    total = 0
-    for text in texts:
-        for at in range(0, len(text), _PIECE_CHARS):
-            piece = text[at : at + _PIECE_CHARS].encode("utf-8", "ignore")
-            total += len(piece)
-            heapq.heappush(heap, (-xxhash.xxh3_128_intdigest(piece), piece))
-            while total - len(heap[0][1]) >= sample_bytes:
-                total -= len(heapq.heappop(heap)[1])
-    return [piece for _, piece in sorted(heap, reverse=True)]
-
-
-def _lines(sample: Iterable[bytes]) -> Iterator[str]:
-    for piece in sample:
-        for line in re.split(rf"[\n{_SPACE}\0]", piece.decode("utf-8")):
-            for at in range(0, len(line), _LINE_CHARS):
-                yield line[at : at + _LINE_CHARS]

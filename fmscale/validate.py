@@ -16,21 +16,22 @@ POSITIVE = """
     model.rope_theta model.norm_eps model.d_model model.n_layers model.n_heads model.n_kv_heads data.seq_len
     data.window_chunks data.readers_per_node data.prefetch_batches parallel.dp parallel.pp parallel.tp train.steps
     train.global_batch train.micro_batch train.threads_per_rank optim.lr launch.timeout_s
-    launch.grace_s logging.console_every_steps checkpoint.remote_timeout_s
+    launch.grace_s launch.elastic_wait_s logging.console_every_steps checkpoint.remote_timeout_s
 """
 NOT_NEGATIVE = """
     model.vocab_size model.d_ff model.init_std optim.weight_decay optim.eps schedule.warmup_steps schedule.decay_steps
     schedule.final_lr_ratio
     checkpoint.every_steps checkpoint.keep_every_steps checkpoint.fast_every_steps
     eval.every_steps eval.rows train.grad_clip launch.max_restarts
-    launch.hang_s launch.time_limit_s launch.spares
+    launch.hang_s launch.time_limit_s launch.spares launch.min_dp
 """
 
 
-def validate(config: Config, world_size: int | None = None) -> None:
+def validate(config: Config, world_size: int | None = None, *, elsewhere: bool = False) -> None:
     """Refuse what cannot work together, with all the values and the nearest that could.
 
     world_size: ranks that there are, where the caller knows it (torchrun); None: as many as the config asks for.
+    elsewhere: the run will be on machines whose corpora this one need not see.
     """
     model, data, parallel, train = config.model, config.data, config.parallel, config.train
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.run.name):
@@ -126,6 +127,7 @@ def validate(config: Config, world_size: int | None = None) -> None:
             do="set checkpoint.keep=2",
         )
     _fast_tier(config.checkpoint)
+    _elastic(config)
     if config.launch.hang_s >= config.launch.timeout_s:
         raise ConfigError(
             "a collective operation would give up before a hang is seen and its stacks are shown",
@@ -162,7 +164,7 @@ def validate(config: Config, world_size: int | None = None) -> None:
                 found=str(source.max_epochs),
                 do=f"set data.sources.{name}.max_epochs",
             )
-        if not (Path(source.corpus) / "manifest.json").is_file():
+        if not elsewhere and not (Path(source.corpus) / "manifest.json").is_file():
             raise ConfigError(
                 f"source `{name}` has no finished corpus",
                 expected=f"{Path(source.corpus) / 'manifest.json'}, written last by `fmscale data prepare`",
@@ -170,6 +172,24 @@ def validate(config: Config, world_size: int | None = None) -> None:
                 do="prepare it, or correct the path",
             )
     stages(config)
+
+
+def _elastic(config: Config) -> None:
+    launch, dp = config.launch, config.parallel.dp
+    if launch.min_dp and launch.backend != "ray":
+        raise ConfigError(
+            "only on Ray may a run go on with fewer ranks by itself",
+            expected="launch.backend=ray, or launch.min_dp=0",
+            found=f"launch.backend={launch.backend}, launch.min_dp={launch.min_dp}",
+            do="set one of them so; to start again with another parallel.dp works everywhere",
+        )
+    if launch.min_dp > dp:
+        raise ConfigError(
+            "a run may not have as many data-parallel ranks as it needs at least",
+            expected=f"launch.min_dp <= parallel.dp={dp}, the most that it may have",
+            found=f"launch.min_dp={launch.min_dp}",
+            do=f"set launch.min_dp={dp} or lower, or parallel.dp={launch.min_dp} or higher",
+        )
 
 
 def _fast_tier(checkpoint: CheckpointConfig) -> None:

@@ -19,6 +19,8 @@ from launcher.arguments import AsJson, Run, Settings, config_of, run_dir_of
 from launcher.cli_checkpoint import checkpoint_app
 from launcher.cli_classifier import classifier_app
 from launcher.cli_data import data_app, show_record, tokenizer_app
+from launcher.cli_evaluate import evaluate
+from launcher.cli_jobs import jobs_app, submit
 from launcher.cli_order import order_app
 
 EPILOG = (
@@ -39,6 +41,9 @@ app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(order_app, name="order")
 app.add_typer(runs_app, name="runs")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.command()(evaluate)
+app.command()(submit)
+app.add_typer(jobs_app, name="jobs")
 
 
 @app.callback()

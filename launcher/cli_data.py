@@ -36,10 +36,12 @@ def prepare(
     """Turn raw text into a corpus: clean, de-duplicate, tokenise, write shards. A recipe YAML or key=value settings."""
     from data_pipeline.pipeline import load_recipe
     from data_pipeline.run import prepare as run
+    from fmscale.corpus.writer import import_ahead
     from launcher.ray_cluster import cluster
 
     files, overrides = split(settings)
     recipe = load_recipe(files, overrides)
+    import_ahead()
     with cluster(min_cpus=1):
         manifest = run(recipe, workers=workers)
     train_split, counts = manifest.split("train"), manifest.counts
@@ -51,6 +53,8 @@ def prepare(
         typer.echo(f"  and {len(counts['dropped']) - MOST_REASONS} more reasons")
     for lost in counts.get("quarantined", [])[:MOST_REASONS]:
         typer.echo(f"damaged, left out: {lost['file']}, bytes {lost['start']:,} to {lost['stop']:,}: {lost['found']}")
+    if same := counts.get("duplicate_ids"):
+        typer.echo(f"{same:,} documents have the id of an earlier one and stay (duplicate_ids in inputs.csv)")
     typer.echo(f"what became of it: `fmscale data report {recipe.output}`, {recipe.output}/inputs.csv")
 
 

@@ -2,8 +2,9 @@
 
 The agent tells of a death when all ranks have left and it is leaving itself: seconds later. But a pidfd wakes whoever
 waits for a process to end (pidfd_open(2), Linux 5.3), and /proc holds how it ended until the agent takes that away, at
-its next look (every 0.1 s). Where there are no pidfds, ranks are looked at as often as `wait` returns, and the agent
-may have been first.
+its next look (every 0.1 s). So a thread does nothing but wait and read that: what else this process does between two
+looks may take longer. Where there are no pidfds, ranks are looked at as often as `wait` returns, and the agent may have
+been first.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import select
 import signal
 import subprocess
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ from fmscale.observe.pids import exit_code, kernel_start, state
 
 MEET_EVERY_S = 0.25
 """How often ranks are looked for until all are found: it takes a look at every process of the machine."""
+NEWLY_MET_S = 0.1
+"""How long it may take until the thread waits for a process that was just met, too."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class DeathWatch:
         """Rank -> process id and its start as the kernel counts."""
         self._met: set[int] = set()
         self._looked = -float("inf")
-        self._poll, self._descriptors = select.poll(), set[int]()
-        self._watch(driver.pid)
+        self._ends = _Ends()
+        self._ends.add(driver.pid, kernel_start(driver.pid))
         self.deaths: list[Death] = []
         """In the order in which they were noticed."""
 
@@ -57,8 +61,7 @@ class DeathWatch:
 
     def wait(self, timeout_s: float) -> bool:
         """Until a rank or the driver ends, at most `timeout_s`. Whether the driver has ended."""
-        for descriptor, _ in self._poll.poll(timeout_s * 1000):
-            self._forget(descriptor)
+        self._ends.wait(timeout_s)
         if len(self._met) < self._world and time.monotonic() - self._looked > MEET_EVERY_S:
             self._meet()
         new = []
@@ -67,7 +70,7 @@ class DeathWatch:
                 del self._living[rank]
                 said = last_beat(self._run_dir, rank, self._incarnation)
                 if said is None or said["phase"] != "done":
-                    new.append(Death(rank, exit_code(*process)))
+                    new.append(Death(rank, self._ends.code(*process)))
         # The agent sends SIGTERM to those that are left.
         self.deaths += sorted(new, key=lambda death: death.exit_code == -signal.SIGTERM)
         return self._driver.poll() is not None
@@ -79,8 +82,7 @@ class DeathWatch:
                     os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
-        for descriptor in list(self._descriptors):
-            self._forget(descriptor)
+        self._ends.close()
 
     def _meet(self) -> None:
         self._looked = time.monotonic()
@@ -91,15 +93,47 @@ class DeathWatch:
                     if number.isdecimal() and int(number) not in self._met:
                         self._met.add(int(number))
                         self._living[int(number)] = child.pid, kernel_start(child.pid)
-                        self._watch(child.pid)
+                        self._ends.add(*self._living[int(number)])
 
-    def _watch(self, pid: int) -> None:
+
+class _Ends:
+    """The thread that waits for processes to end and reads their exit codes in that moment."""
+
+    def __init__(self) -> None:
+        self._poll, self._processes = select.poll(), dict[int, tuple[int, float]]()
+        """pidfd -> process id and start"""
+        self._codes: dict[tuple[int, float], int | None] = {}
+        self._one_ended, self._closed = threading.Event(), False
+        self._thread = threading.Thread(target=self._watch, name="deaths", daemon=True)
+        self._thread.start()
+
+    def add(self, pid: int, started: float) -> None:
         with contextlib.suppress(AttributeError, OSError):  # no Linux, an old one, a container that forbids it; gone
             descriptor = os.pidfd_open(pid)
-            self._descriptors.add(descriptor)
+            self._processes[descriptor] = pid, started
             self._poll.register(descriptor, select.POLLIN)
 
-    def _forget(self, descriptor: int) -> None:
-        self._poll.unregister(descriptor)
-        self._descriptors.remove(descriptor)
-        os.close(descriptor)
+    def wait(self, timeout_s: float) -> None:
+        """Until one has ended that no earlier call has returned for."""
+        self._one_ended.wait(timeout_s)
+        self._one_ended.clear()
+
+    def code(self, pid: int, started: float) -> int | None:
+        """As `fmscale.observe.pids.exit_code`, of a process that has ended."""
+        found = self._codes.get((pid, started))
+        return exit_code(pid, started) if found is None else found
+
+    def close(self) -> None:
+        self._closed = True
+        self._thread.join()
+        for descriptor in self._processes:
+            os.close(descriptor)
+
+    def _watch(self) -> None:
+        while not self._closed:
+            for descriptor, _ in self._poll.poll(NEWLY_MET_S * 1000):
+                process = self._processes.pop(descriptor)
+                self._codes[process] = exit_code(*process)
+                self._poll.unregister(descriptor)
+                os.close(descriptor)
+                self._one_ended.set()

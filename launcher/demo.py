@@ -179,9 +179,9 @@ def _gpus() -> int:
 
 
 def _fast_bf16() -> bool:
-    from fmscale.observe.flops import bf16_gain
+    from fmscale.observe.flops import fast_bf16
 
-    return bf16_gain() > 1.5
+    return fast_bf16()
 
 
 def _train(config: Config) -> str:

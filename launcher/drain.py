@@ -15,6 +15,17 @@ import ray
 ASK_EVERY_S = 1.0
 
 
+def draining_nodes() -> dict[str, int]:
+    """Ray's ids of nodes that are to go, and when: milliseconds since the epoch, 0 without a deadline.
+
+    None where Ray cannot be asked: what is lost then is found out otherwise.
+    """
+    try:
+        return dict(ray._private.state.state.get_draining_nodes())
+    except Exception:
+        return {}
+
+
 class DrainWatch:
     """Call `look` a few times a second from the driver; it asks Ray once a second (about a millisecond)."""
 

@@ -1,10 +1,10 @@
-"""The driver of a run on Ray: places ranks and readers, shows the run's progress, and exits when any rank does.
+"""The driver of a run on Ray: places ranks and readers, shows the run's progress, and goes on when a rank is lost.
 
     python -m launcher.driver RUN_DIR      # started by supervise.py, which reads the exit code
 
-Ranks are actors of our own in one placement group (all of them or none). They meet in a TCPStore that rank 0 opens on
-a port the system chose. Readers stand on the nodes where ranks are. A lost rank ends the driver: restarting is the
-supervisor's business, and a lost reader is Ray's.
+Ranks are actors of our own, placed all or none. They meet in a TCPStore that rank 0 opens on a port the system chose.
+Readers stand on the nodes where ranks are. A lost rank is this process's business (recovery.py), a lost reader is
+Ray's; where Ray itself is lost the driver ends, and restarting is the supervisor's.
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fmscale.config import Config, from_yaml
 from fmscale.corpus.readers import start_readers
-from fmscale.errors import MachineError
 from fmscale.observe import pids
 from fmscale.observe.failure import record
-from launcher.group import NodeLost, RankGroup
+from launcher.elastic import Elastic
+from launcher.group import RankGroup
+from launcher.members import Members
+from launcher.placement import Placement
 from launcher.progress import Follower
 from launcher.ray_cluster import Cluster, RayLost, cluster
 from launcher.recovery import Recovery, incidents_of_this_life
-
-PLACEMENT_TIMEOUT_S = 120.0
 
 
 def main(run_dir: Path) -> int:
@@ -66,46 +66,43 @@ def _environment() -> dict[str, str]:
 
 
 def _drive(config: Config, incarnation: str, ray_processes: Cluster) -> int:
-    run_dir, world = config.run_dir, config.world_size
-    placement, gpus = _place(config)
-    places = [PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank) for rank in range(world)]
-    group = RankGroup(config, ray_processes, places, gpus, _environment())
-    readers = [
-        reader
-        for node in group.nodes
-        for reader in start_readers(config, run_dir, NodeAffinitySchedulingStrategy(node, soft=True), pids.register)
-    ]
     with Follower(config) as follower:
-        recovery = Recovery(config, incarnation, group, follower)
+        placement = Placement(config)
+        placement.begin(ray_processes.require_alive, begun=bool(incidents_of_this_life(config.run_dir)))
+        members = Members(config, ray_processes, placement, _environment())
+        elastic = Elastic(config, members)
+        elastic.mend(ray_processes.require_alive)
+        group, readers = RankGroup(config, members), Readers(config)
+        recovery = Recovery(config, incarnation, elastic, follower)
         for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm may send them to every process of a job
             signal.signal(number, lambda got, frame: recovery.ask_to_stop(signal.Signals(got).name))
         while True:
-            ending = group.attempt(readers, recovery.attempt, recovery.roll_back, recovery.idle)
+            beside = readers.beside(members.nodes)
+            ending = group.attempt(beside, recovery.attempt, recovery.roll_back, recovery.idle)
             if ending is None:
                 return 0
             recovery.judge(ending)
-            started = time.monotonic()
-            group.mend()
-            recovery.mended(ending, time.monotonic() - started)
+            recovery.mend(ending)
 
 
-def _place(config: Config) -> tuple[PlacementGroup, int]:
-    """A slot for each rank, all or none: (placement group, GPUs a rank)."""
-    world = config.world_size
-    available = int(ray.cluster_resources().get("GPU", 0))
-    gpus = int(config.launch.device == "cuda" or (config.launch.device == "auto" and available >= world))
-    group = placement_group([{"CPU": 1, **({"GPU": 1} if gpus else {})}] * world, strategy="PACK")
-    there = ray.cluster_resources()
-    impossible = there.get("CPU", 0) < world or there.get("GPU", 0) < world * gpus
-    begun = bool(incidents_of_this_life(config.run_dir))  # the cluster was large enough, and a node may come back
-    if (impossible and not begun) or not group.wait(PLACEMENT_TIMEOUT_S):
-        raise (NodeLost if begun else MachineError)(
-            "the Ray cluster cannot place all ranks at once",
-            expected=f"{world} x (1 CPU{', 1 GPU' if gpus else ''}) free",
-            found=f"{there.get('CPU', 0):g} CPUs and {there.get('GPU', 0):g} GPUs in all",
-            do="free or add nodes, or lower parallel.dp or parallel.pp",
-        )
-    return group, gpus
+class Readers:
+    """Reader actors on the nodes where ranks are."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._of: dict[str, list[Any]] = {}
+        """By Ray's id of the node."""
+
+    def beside(self, nodes: Sequence[str]) -> list[Any]:
+        """Those of `nodes`; where there are no ranks any more, readers go too."""
+        for node in self._of.keys() - set(nodes):
+            for reader in self._of.pop(node):
+                ray.kill(reader)
+        for node in nodes:
+            if node not in self._of:
+                place = NodeAffinitySchedulingStrategy(node, soft=True)
+                self._of[node] = start_readers(self._config, self._config.run_dir, place, pids.register)
+        return [reader for node in nodes for reader in self._of[node]]
 
 
 if __name__ == "__main__":

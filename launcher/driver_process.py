@@ -10,15 +10,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
 
 from fmscale.config import Config
+from fmscale.training.calling_off import MEETING
 from fmscale.training.waiting import AHEAD, GO
+from launcher.interface import socket_environment
+from launcher.ray_cluster import DIRECTORY
 
 INCARNATION, RUN, ROLL_BACK = "FMSCALE_INCARNATION", "FMSCALE_RUN", "FMSCALE_ROLL_BACK"
 """Environment variables that every process of an incarnation carries: its tag, the run's directory, and the checkpoint
@@ -31,22 +36,29 @@ class DriverProcess:
     ) -> None:
         """ahead: its ranks wait for `go`. log: name of the file below logs/ that its standard error is added to."""
         self.tag, self._world, self._log = tag, config.world_size, config.run_dir / "logs" / log
+        self._meeting = ""
         environment = {**os.environ, INCARNATION: tag, RUN: str(config.run_dir.resolve())}
         if roll_back:
             environment[ROLL_BACK] = roll_back
         if ahead:
             environment[AHEAD] = "1"
+        if config.launch.backend == "torchrun":
+            # Its ranks are all on this machine: they meet in a file of the user's alone and talk over the loopback, so
+            # that nothing listens on a network. (torch's stores listen at every address and believe whoever comes.)
+            self._meeting = tempfile.mkdtemp(prefix="meeting-", dir=os.environ.get(DIRECTORY))
+            environment = socket_environment("127.0.0.1") | environment
+            environment |= {MEETING: f"{self._meeting}/ranks", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         threads = str(config.train.threads_per_rank)
         self.started = time.monotonic()
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as stderr:
             self._said = stderr.tell()
             self.process = subprocess.Popen(
-                _command(config),
+                _command(config, self._meeting),
                 env={**environment, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
                 stdin=subprocess.PIPE if ahead else None,
                 stderr=stderr,
-                preexec_fn=die_with_parent,
+                preexec_fn=_begin,
                 process_group=0,  # Ctrl-C in a terminal is for the supervisor: ranks are to save first
             )
 
@@ -70,6 +82,8 @@ class DriverProcess:
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
         sweep(INCARNATION, self.tag)
+        if self._meeting:
+            shutil.rmtree(self._meeting, ignore_errors=True)
         return code
 
     def text(self) -> str:
@@ -79,25 +93,40 @@ class DriverProcess:
             return file.read().decode(errors="replace")
 
 
-def _command(config: Config) -> list[str]:
+def _command(config: Config, meeting: str) -> list[str]:
     run_dir = str(config.run_dir)
     if config.launch.backend == "ray":
         return [sys.executable, "-m", "launcher.driver", run_dir]
-    flags = ["--standalone", f"--nproc-per-node={config.world_size}", "--max-restarts=0"]
+    flags = [f"--nproc-per-node={config.world_size}", "--max-restarts=0", "--local-addr=127.0.0.1"]
+    flags += ["--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={meeting}/agent"]
     return [sys.executable, "-m", "torch.distributed.run", *flags, "-m", "fmscale.training.worker", run_dir]
 
 
 def sweep(variable: str, value: str) -> None:
-    """Kill every process of this machine that carries the variable, and wait until they are gone (at most 10 s)."""
-    left = []
-    for process in psutil.process_iter():
-        if process.pid == os.getpid():
-            continue
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get(variable) == value:
-                process.kill()
-                left.append(process)
-    psutil.wait_procs(left, timeout=10)
+    """Kill every process of this machine that carries the variable, and wait until they are gone (at most 10 s).
+
+    Looks again until it finds none: one that is killed may just have started another.
+    """
+    deadline = time.monotonic() + 10.0
+    while time.monotonic() < deadline:
+        left = []
+        for process in psutil.process_iter():
+            if process.pid == os.getpid():
+                continue
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.environ().get(variable) == value:
+                    process.kill()
+                    left.append(process)
+        if not left:
+            return
+        psutil.wait_procs(left, timeout=deadline - time.monotonic())
+
+
+def _begin() -> None:
+    """Die with the supervisor; and SIGUSR1, which Slurm sends to every process of a job's step, ends nothing that has
+    no handler for it yet: the supervisor has one and passes it on."""
+    die_with_parent()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def die_with_parent() -> None:

@@ -1,8 +1,7 @@
-"""The ranks of a run on Ray, and the spares that take the places of lost ones.
+"""The ranks of a run on Ray, all of them at a time: asked to run, watched, and wound up when one fails.
 
-    group = RankGroup(config, strategies, gpus)
-    ending = group.attempt(readers, NAME, idle)     # None: all ranks are at the last step
-    group.mend()                                    # spares for the dead, everybody else keeps their process
+    group = RankGroup(config, members)
+    ending = group.attempt(readers, NAME, "", idle)    # None: all ranks are at the last step
 
 Ranks that lose a peer find out within a moment (their collective operation fails), give up what they were doing and
 wait to be asked again. So recovery costs a new process group, a new engine and reading the checkpoint: no process
@@ -11,36 +10,24 @@ starts, no import. On GPUs all ranks start anew: NCCL's communicators with a dea
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import socket
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fmscale.config import Config
-from fmscale.errors import MachineError, StopRequested
+from fmscale.errors import StopRequested
 from fmscale.observe.failure import of_rank
 from fmscale.training.calling_off import called_off
-from launcher.ranks import RankActor
-from launcher.ray_cluster import Cluster, is_gone
+from launcher.members import Members
+from launcher.seats import local_ranks
 
 GIVE_UP_S = 5.0
 """After one rank has failed, the others have this long to notice it; one that has not by then is replaced, too."""
-START_S = 120.0
-"""Longest wait for a new actor's process."""
-
-
-class NodeLost(MachineError):
-    """No process could be had in a lost rank's place."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,66 +44,10 @@ class Ending:
     """What Ray said of the first one, or how a rank hung."""
 
 
-@dataclass(frozen=True)
-class Member:
-    """A process that is a rank, or could be one."""
-
-    actor: Any
-    node: str
-    """Ray's id of its node."""
-    process: psutil.Process | None
-    """Where it runs on this machine: the kernel knows of its death seconds before Ray does."""
-
-    def kill(self) -> None:
-        """SIGKILL where it can be sent from here: Ray asks first, and a stopped process does not listen."""
-        if self.process is not None:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self.process.kill()
-        ray.kill(self.actor)
-
-    def is_gone(self) -> bool:
-        return self.process is not None and is_gone(self.process)
-
-
 @dataclass
 class RankGroup:
     config: Config
-    cluster: Cluster
-    strategies: Sequence[Any]
-    """Where each rank is placed."""
-    gpus: int
-    """GPUs a rank."""
-    environment: dict[str, str]
-    """What ranks are to know of the driver's environment."""
-    _members: dict[int, Member] = field(init=False, default_factory=dict)
-    _spares: list[tuple[str, Any]] = field(init=False, default_factory=list)
-    """(node, actor), the longest warm first."""
-    _nodes: dict[int, str] = field(init=False, default_factory=dict)
-    """Where each rank stands, or stood last."""
-    _numbers: Iterator[int] = field(init=False, default_factory=itertools.count)
-
-    def __post_init__(self) -> None:
-        self.mend()
-
-    @property
-    def nodes(self) -> list[str]:
-        """Ray's node ids of the ranks, each once."""
-        return list(dict.fromkeys(self._members[rank].node for rank in sorted(self._members)))
-
-    def mend(self) -> None:
-        """Put another process in each empty place: a spare of the same node, of any, or a new one."""
-        new = {}
-        for rank in range(self.config.world_size):
-            if rank not in self._members:
-                spare = self._take_spare(self._nodes.get(rank, ""))
-                if spare is not None:
-                    self._members[rank] = spare
-                else:
-                    new[rank] = self._start(f"rank-{rank:05d}", self.strategies[rank], num_cpus=1, num_gpus=self.gpus)
-        asked = {rank: actor.whereabouts.remote() for rank, actor in new.items()}
-        for rank, answer in asked.items():
-            self._members[rank] = _member(new[rank], self._whereabouts(answer))
-        self._nodes = {rank: member.node for rank, member in self._members.items()}
+    members: Members
 
     def attempt(
         self, readers: list[Any], name: str, roll_back: str, idle: Callable[[], Sequence[int]]
@@ -126,24 +57,21 @@ class RankGroup:
         idle: called several times a second; the ranks it returns hang, and end the attempt.
         Raises RayLost.
         """
-        world = self.config.world_size
-        store = self._members[0].actor.open_store.remote(world, self.config.launch.timeout_s)
+        store = self.members.at(0).actor.open_store.remote(self.members.world, self.config.launch.timeout_s)
         try:
-            address, port = self._soon(store)
+            address, port = self.members.soon(store)
         except (RayActorError, GetTimeoutError) as error:
             return self._ended(name, dead={0}, stuck=set(), words=str(error))
-        seen: dict[str, int] = defaultdict(int)
         running = {}
-        for rank in range(world):
-            member = self._members[rank]
-            where = (rank, world, seen[member.node], address, port)
-            answer = member.actor.run.remote(*where, readers, name, roll_back)
+        all_of_them = [self.members.at(rank) for rank in range(self.members.world)]
+        for rank, local_rank in enumerate(local_ranks([member.node for member in all_of_them])):
+            where = (rank, self.members.dp, local_rank, address, port)
+            answer = all_of_them[rank].actor.run.remote(*where, readers, name, roll_back)
             running[answer] = rank
-            seen[member.node] += 1
-        self._start_spares()
+        self.members.start_spares()
         while running:
             done, _ = ray.wait(list(running), timeout=0.05)
-            self.cluster.require_alive()
+            self.members.cluster.require_alive()
             dead, failed, words = self._take(running, done)
             hung = set(idle())
             if dead or failed or hung:
@@ -164,7 +92,7 @@ class RankGroup:
                 failed.add(rank)
                 print(f"rank {rank}: {error}", file=sys.stderr)
         for answer, rank in list(running.items()):
-            if self._members[rank].is_gone():
+            if self.members.at(rank).is_gone():
                 dead.add(running.pop(answer))
         return dead, failed, words
 
@@ -172,23 +100,25 @@ class RankGroup:
         self, name: str, running: dict[Any, int], dead: set[int], failed: set[int], hung: set[int], words: str
     ) -> Ending:
         """Wait until every other rank has noticed; kill those that do not. Ranks that were asked to stop have the grace
-        period, which the supervisor watches."""
-        for rank in hung:
-            self._members[rank].kill()
+        period."""
+        for rank in dead | hung:  # one that Ray calls dead may train on: its raylet has died, and its peers see nothing
+            self.members.at(rank).kill()
         waiting = {answer: rank for answer, rank in running.items() if rank not in hung}
-        deadline = time.monotonic() + GIVE_UP_S
+        started, limit_s = time.monotonic(), GIVE_UP_S
         with called_off(self.config.run_dir, name):
-            while waiting and (time.monotonic() < deadline or self._asked_to_stop(name, failed)):
+            while waiting and time.monotonic() - started < limit_s:
+                limit_s = self.config.launch.grace_s if self._asked_to_stop(name, failed) else GIVE_UP_S
                 done, _ = ray.wait(list(waiting), num_returns=len(waiting), timeout=0.02)
                 more, others, said = self._take(waiting, done)
                 dead, failed, words = dead | more, failed | others, words or said
-        # What a rank has failed by itself leaves its process in who knows what state; an echo of a peer's end does not.
-        by_themselves = {rank for rank in failed if not self._is_echo(name, rank)}
+        # What a rank has failed by itself leaves its process in who knows what state; an echo of a peer's end does not,
+        # nor does a stop between two steps.
+        by_themselves = {rank for rank in failed if not self._left_well(name, rank)}
         return self._ended(name, dead=dead, stuck=hung | set(waiting.values()), words=words, replace=by_themselves)
 
-    def _is_echo(self, name: str, rank: int) -> bool:
+    def _left_well(self, name: str, rank: int) -> bool:
         said = of_rank(self.config.run_dir, name, rank)
-        return said is not None and said.is_echo
+        return said is not None and (said.is_echo or said.exit_code == StopRequested.exit_code)
 
     def _asked_to_stop(self, name: str, failed: set[int]) -> bool:
         said = (of_rank(self.config.run_dir, name, rank) for rank in failed)
@@ -198,64 +128,7 @@ class RankGroup:
         self, name: str, *, dead: set[int], stuck: set[int], words: str, replace: Collection[int] = ()
     ) -> Ending:
         """Empty the places of the lost and of those to replace; on GPUs all of them."""
-        for rank in range(len(self._members)) if self.gpus else {*dead, *stuck, *replace}:
-            self._members.pop(rank).kill()
+        everyone = range(self.members.world)
+        self.members.drop(everyone if self.members.placement.gpus else {*dead, *stuck, *replace})
         first = words.splitlines()[0] if words else ""
         return Ending(attempt=name, dead=sorted(dead), stuck=sorted(stuck), words=first)
-
-    # --- processes
-
-    def _start(self, name: str, place: Any, **resources: int) -> Any:
-        options = ray.remote(RankActor).options(scheduling_strategy=place, **resources)
-        return options.remote(self.config, name, self.environment)
-
-    def _start_spares(self) -> None:
-        """`launch.spares` on each node with ranks, in the background. On GPUs they would be of no use."""
-        if self.gpus:
-            return
-        for node in self.nodes:
-            have = sum(at == node for at, _ in self._spares)
-            for number in itertools.islice(self._numbers, max(0, self.config.launch.spares - have)):
-                place = NodeAffinitySchedulingStrategy(node, soft=False)
-                actor = self._start(f"spare-{number}", place, num_cpus=0)
-                actor.warm_up.remote(number)
-                self._spares.append((node, actor))
-
-    def _take_spare(self, node: str) -> Member | None:
-        """One whose process lives, best one of `node`; None without any. One that still warms up is waited for."""
-        while self._spares:
-            at, actor = next((spare for spare in self._spares if spare[0] == node), self._spares[0])
-            self._spares.remove((at, actor))
-            try:
-                return _member(actor, self._soon(actor.whereabouts.remote()))
-            except (RayActorError, GetTimeoutError):
-                ray.kill(actor)
-        return None
-
-    def _whereabouts(self, answer: Any) -> tuple[str, str, int]:
-        try:
-            found: tuple[str, str, int] = self._soon(answer)
-        except (RayActorError, GetTimeoutError) as error:
-            raise NodeLost(
-                "a rank's process does not start",
-                expected=f"an answer within {START_S:g} s",
-                found=str(error).splitlines()[0],
-                do=f"look at {self.config.run_dir / 'logs'} and at the cluster's nodes (`ray status`)",
-            ) from error
-        return found
-
-    def _soon(self, answer: Any) -> Any:
-        """`ray.get` with START_S to go and an eye on Ray. Raises RayActorError, GetTimeoutError, RayLost."""
-        deadline = time.monotonic() + START_S
-        while True:
-            self.cluster.require_alive()
-            try:
-                return ray.get(answer, timeout=0.5)
-            except GetTimeoutError:
-                if time.monotonic() > deadline:
-                    raise
-
-
-def _member(actor: Any, whereabouts: tuple[str, str, int]) -> Member:
-    node, host, pid = whereabouts
-    return Member(actor, node, psutil.Process(pid) if host == socket.gethostname() else None)

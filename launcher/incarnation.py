@@ -35,7 +35,7 @@ LOOK_EVERY_S = 0.1
 LEAVE_S = 0.7
 """Under torchrun: how long the others have to leave once a rank has failed or died. A moment more than they wait for a
 save under way (fmscale/training/saver.py), and a death is told within a second."""
-AGENT_S = 3.0
+AGENT_S = 1.0
 """How long torchrun's agent has to tell how a rank died, where it knows that alone."""
 DRIVER_IS_STUCK_S = 120.0
 """On Ray: how much longer than `launch.timeout_s` ranks may be silent until the driver is taken to be stuck as well."""
@@ -77,7 +77,8 @@ class Incarnation:
         if code is not None and code < 0:
             death = None  # the ranks died of it, not before it: they have the kernel kill them then
         step, judged = max(0, last_step(run_dir)), judged_by_driver(run_dir, self.tag)
-        last = max((int(event["incarnation"].rpartition(".")[2]) for event in judged), default=-1)
+        resized = of_attempts(run_dir, self.tag, "resize_requested")  # their ranks were to leave, the run was to go on
+        last = max((int(event["incarnation"].rpartition(".")[2]) for event in [*judged, *resized]), default=-1)
         return Ending(
             exit_code=1 if code is None else code,
             step=step,
@@ -113,6 +114,7 @@ class Incarnation:
                 continue
             if failed_at is None and self._a_rank_failed(watch):
                 failed_at = now
+                self.events.write("noticed", incarnation=self.tag, ranks=[death.rank for death in watch.deaths])
                 self.standby.hurry(driver)
             if failed_at is not None:
                 if watch.all_gone or now - failed_at > LEAVE_S:
@@ -153,12 +155,14 @@ class Incarnation:
         if not launch.hang_s:
             return None
         start_s = launch.timeout_s + (DRIVER_IS_STUCK_S if launch.backend == "ray" else 0.0)
+        start_s += launch.elastic_wait_s if launch.min_dp else 0.0
         return HeartbeatWatch(
             run_dir=self.config.run_dir,
             world=self.config.world_size,
             limit_s=start_s if launch.backend == "ray" else launch.hang_s,
             start_s=start_s,
             incarnation=self.tag,
+            elastic=launch.min_dp > 0,
         )
 
     def _show(self, hang: Hang) -> None:
@@ -180,7 +184,12 @@ def show_hang(run_dir: Path, hang: Hang, incarnation: str, events: EventLog) -> 
 
 def judged_by_driver(run_dir: Path, tag: str) -> list[dict[str, Any]]:
     """Incidents of the attempts of incarnation `tag`, which its driver has judged."""
-    events = (event for event in read_events(run_dir) if event.get("kind") == "incident")
+    return of_attempts(run_dir, tag, "incident")
+
+
+def of_attempts(run_dir: Path, tag: str, kind: str) -> list[dict[str, Any]]:
+    """Events of that kind that attempts of incarnation `tag` have."""
+    events = (event for event in read_events(run_dir) if event.get("kind") == kind)
     return [event for event in events if str(event.get("incarnation", "")).startswith(f"{tag}.")]
 
 

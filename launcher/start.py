@@ -8,6 +8,7 @@ Under the user's own torchrun (RANK is set) this process is one rank; otherwise 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -25,6 +26,7 @@ from fmscale.training import records
 from fmscale.training.lease import Lease
 from fmscale.validate import validate
 from launcher.driver_process import die_with_parent
+from launcher.interface import own_address, socket_environment
 from launcher.snapshot import changes, enter
 from launcher.supervise import finished, supervise
 
@@ -45,6 +47,7 @@ def plan(config: Config) -> str:
     data = open_run_data(config)
     reading, train = reading_plan(config, data), config.train
     first, unit = data.order.steps.step(1), data.order.row_tokens
+    dp = f"dp {config.parallel.dp}" + (f", {config.launch.min_dp} at least," if config.launch.min_dp else "")
     sequences = f" in sequences of {first.seq_len}" if first.seq_len != unit else ""
     lines = [
         f"run       {config.run_dir}, at step {max(0, last_step(config.run_dir))} of {config.train.steps}",
@@ -52,7 +55,7 @@ def plan(config: Config) -> str:
         *_work(config, data.order, reading),
         f"batch     {first.rows} rows x {unit} tokens{sequences}, {train.micro_batch} rows a forward",
         *(f"          from step {step:,}: {what} {value:,}" for what, step, value in reading.schedule),
-        f"ranks     {config.world_size} (dp {config.parallel.dp} x pp {config.parallel.pp}), engine {config.engine}",
+        f"ranks     {config.world_size} ({dp} x pp {config.parallel.pp}), engine {config.engine}",
     ]
     for number, source in enumerate(reading.sources):
         path = data.train[source.name].path
@@ -79,11 +82,14 @@ def _work(config: Config, order: Order, reading: ReadingPlan) -> list[str]:
     return [f"work      {reading.tokens:,} tokens, {total:.3g} FLOPs", *lines]
 
 
-def start(config: Config, roll_back: str | None = None, take_over: bool = False) -> None:
-    """Train `config` to its last step and leave summary.json in the run directory."""
+def start(config: Config, roll_back: str | None = None, take_over: bool = False, store: Any = None) -> None:
+    """Train `config` to its last step and leave summary.json in the run directory.
+
+    store: where the ranks meet, if this process is one and the environment does not say it.
+    """
     config = check(config)
     if _is_rank(config):
-        _be_a_rank(config, roll_back)
+        _be_a_rank(config, roll_back, store)
         return
     summary_file = config.run_dir / "summary.json"
     if not roll_back and finished(config):
@@ -116,7 +122,18 @@ def _is_rank(config: Config) -> bool:
     return config.launch.backend == "torchrun" and "RANK" in os.environ
 
 
-def _be_a_rank(config: Config, roll_back: str | None) -> None:
+def meet_over_the_right_interface() -> str:
+    """The address of this host that other hosts of the run reach, whose interface gloo and NCCL are told to use unless
+    the user has told them; empty: all ranks are here, and talk over the loopback. Raises as `own_address` does."""
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    chosen = os.environ.get("GLOO_SOCKET_IFNAME", "").partition(",")[0]
+    address = "" if alone else own_address(interface=chosen, towards=os.environ.get("MASTER_ADDR", ""))
+    for name, value in socket_environment(address or "127.0.0.1").items():
+        os.environ.setdefault(name, value)
+    return address
+
+
+def _be_a_rank(config: Config, roll_back: str | None, store: Any) -> None:
     from fmscale.corpus.loader import LocalLoader
     from fmscale.training.place import place_from_environment
     from fmscale.training.worker import guarded, run_rank
@@ -131,6 +148,7 @@ def _be_a_rank(config: Config, roll_back: str | None) -> None:
     die_with_parent()  # torchrun's agent does not take its ranks along when it is killed
     with guarded(config.run_dir, int(os.environ["RANK"])):
         place = place_from_environment(config)
+        place = dataclasses.replace(place, store=store, address=meet_over_the_right_interface())
         if place.rank:
             run_rank(config, place, LocalLoader)
             return

@@ -16,7 +16,8 @@ from fmscale.corpus.chunks import Stream, cut_chunks, document_id, join, make_do
 from fmscale.corpus.manifest import Manifest, generation_directory
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.writer import publish, write_parts
-from fmscale.tokenizer import Tokenizer, train
+from fmscale.tokenizer import Tokenizer
+from fmscale.tokenizer_training import train
 
 
 def make_corpus(

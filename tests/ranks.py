@@ -24,6 +24,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+_scratch = ""
+"""In a rank: a directory of this try of its world alone."""
+_TELL = signal.SIGRTMIN
+"""Has a rank write down its stacks: the signals of users are those of the run."""
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Everything slow that an engine imports. A thread pool does not survive a fork, but importing starts none.
 _CONTEXT.set_forkserver_preload(["torch", "torch._dynamo", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"])
@@ -61,7 +65,7 @@ class _Rank:
     def standing(self) -> str:
         """The stack on which the rank stands."""
         with contextlib.suppress(OSError, TypeError):
-            os.kill(self.process.pid, signal.SIGUSR1)  # type: ignore[arg-type]
+            os.kill(self.process.pid, _TELL)  # type: ignore[arg-type]
             time.sleep(0.2)
         return self.stack.read_text(errors="replace") if self.stack.exists() else "(no stack)"
 
@@ -82,12 +86,19 @@ def run_ranks(
     """
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed chooses at import, which is in the fork server
     call = (collective_timeout_s or timeout_s, threads, function)
-    for _ in range(2):
+    for _ in range(4):
         # Seen now and then beside other busy Ray clusters: gloo's first handshake was closed or refused by a peer.
-        # A run is restarted by its supervisor then; a test asks something else and tries once more.
+        # A run is restarted by its supervisor then; a test asks something else and tries again.
         with contextlib.suppress(MeetingError):
             return _world(call, world, args, timeout_s)
     return _world(call, world, args, timeout_s)
+
+
+def meeting_store(name: object, world: int) -> Any:
+    """In a rank: a store where all ranks meet, of this try alone: a used one has the addresses of dead ranks."""
+    import torch.distributed as dist
+
+    return dist.FileStore(f"{_scratch}/meeting-{name}", world)  # type: ignore[attr-defined]
 
 
 def _world(call: tuple[Any, ...], world: int, args: tuple[Any, ...], timeout_s: float) -> list[Any]:
@@ -159,8 +170,10 @@ def _run(
     import torch
     import torch.distributed as dist
 
+    global _scratch
+    _scratch = scratch
     stack = open(Path(scratch) / f"stack-{rank}", "w")  # noqa: SIM115 (open until the process ends)
-    faulthandler.register(signal.SIGUSR1, file=stack)
+    faulthandler.register(_TELL, file=stack)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK=str(rank))
     torch.set_num_threads(threads)
     gc.freeze()  # DeepSpeed collects garbage a dozen times in a start: not among all that was imported

@@ -89,6 +89,15 @@ def deadly_twice(documents: Iterable[Document]) -> Iterator[Document]:
     yield from documents
 
 
+def deadly_once(documents: Iterable[Document]) -> Iterator[Document]:
+    """Kills its process in the third of files of a hundred documents, the first time."""
+    for document in documents:
+        if document.id == "d250" and not Path(os.environ["DEATHS"]).exists():
+            Path(os.environ["DEATHS"]).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield document
+
+
 def deadly(documents: Iterable[Document]) -> Iterator[Document]:
     for document in documents:
         if document.id == "d300":

@@ -126,7 +126,9 @@ class Run:
         ]
 
     def kill(self, role: str, rank: int | None = None) -> None:
-        """SIGKILL, from outside."""
+        """SIGKILL, from outside, as soon as there is one: the last may have been killed a moment ago."""
+        if self.process is not None:
+            self.wait_for(lambda: self.pids(role, rank))
         victims = self.pids(role, rank)
         assert victims, f"no living {role} {rank} in {pids.read(self.directory)}"
         for pid in victims:
@@ -134,9 +136,8 @@ class Run:
 
     def kill_everything(self) -> None:
         """SIGKILL to every process in pids.json; all that they started follow, Ray's two agents some time later."""
+        self.wait_for(lambda: all(self.pids(role) for role in ("supervisor", "driver", "rank", "reader")))
         entries = [entry for entry in pids.read(self.directory) if pids.alive(entry)]
-        roles = {entry["role"] for entry in entries}
-        assert {"supervisor", "driver", "rank", "reader"} <= roles, f"pids.json has only {roles}"
         family = [child for entry in entries for child in psutil.Process(entry["pid"]).children(recursive=True)]
         family = [process for process in family if "Agent" not in process.name()]
         for entry in entries:

@@ -15,7 +15,8 @@ from fmscale.corpus.index import Shard
 from fmscale.corpus.manifest import Manifest, token_dtype
 from fmscale.corpus.verify import open_parts
 from fmscale.corpus.writer import Part, publish, write_parts
-from fmscale.tokenizer import Tokenizer, train
+from fmscale.tokenizer import Tokenizer
+from fmscale.tokenizer_training import train
 
 GOLDEN = Path(__file__).parent / "golden" / "corpus"
 WORDS = re.findall(

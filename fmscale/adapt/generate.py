@@ -15,25 +15,35 @@ from fmscale.errors import CheckpointError
 from fmscale.model.decoder import Decoder
 from fmscale.tokenizer import Tokenizer
 from fmscale.training.checkpoint import CheckpointStore
+from fmscale.training.checkpoint_reader import CheckpointReader
 
 
-@torch.no_grad()
 def load_model(run_dir: Path, config: Config) -> Decoder:
     """The fp32 weights of the run's newest valid checkpoint. Raises CheckpointError if there is none."""
     store = CheckpointStore(run_dir / "checkpoints")
     commit = store.newest_valid()
     if commit is None:
-        raise CheckpointError(
-            "this run has no checkpoint yet",
-            expected=f"a committed checkpoint in {store.root}",
-            found="none",
-            do="train it first: fmscale train",
-        )
-    reader = store.open(commit)
+        raise no_checkpoint(store)
     model = Decoder(config.model)
+    fill(model, store.open(commit))
+    return model.eval()
+
+
+@torch.no_grad()
+def fill(model: Decoder, reader: CheckpointReader) -> None:
+    """Give `model` the fp32 weights of a checkpoint. Raises CheckpointError where they do not hold or fit."""
     for name, parameter in model.named_parameters():
         parameter.copy_(reader.read(name, "master", 0, parameter.numel()).view_as(parameter))
-    return model.eval()
+
+
+def no_checkpoint(store: CheckpointStore) -> CheckpointError:
+    """The error for a run that has trained nothing yet."""
+    return CheckpointError(
+        "this run has no checkpoint yet",
+        expected=f"a committed checkpoint in {store.root}",
+        found="none",
+        do="train it first: fmscale train",
+    )
 
 
 @torch.no_grad()

@@ -128,21 +128,13 @@ def write_blocks(
     body_bytes = sum(section.nbytes for section in sections)
     head_bytes = _HEADER.size + -(-body_bytes // block_bytes) * _HASH_BYTES
     head = bytearray(_HEADER.pack(magic, version, block_bytes, body_bytes))
-    temporary = durable.temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            file.seek(head_bytes)
-            for block in _cut(sections, block_bytes):
-                head += xxhash.xxh3_128_digest(block)
-                file.write(block)
-            file.seek(0)
-            file.write(head)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    durable.fsync_directory(path.parent)
+    with durable.writing(path) as file:
+        file.seek(head_bytes)
+        for block in _cut(sections, block_bytes):
+            head += xxhash.xxh3_128_digest(block)
+            file.write(block)
+        file.seek(0)
+        file.write(head)
     assert len(head) == head_bytes, f"{len(head)} bytes of head"
     return BlockFile(
         file=path.name, bytes=head_bytes + body_bytes, head_bytes=head_bytes, sha256=hashlib.sha256(head).hexdigest()

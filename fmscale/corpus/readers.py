@@ -6,7 +6,8 @@ loader keeps requests ahead of the trainer. Ray moves an object of 4 MB more tha
 32 KB, so small batches are asked for several at a time, and very large ones in parts.
 
 Answers pass through Ray's object store. Where that is full (of somebody else's objects: ours are a few megabytes) and
-the disk that it spills to as well, a rank reads the rows itself: slower, said, and the same bytes.
+the disk that it spills to as well, a rank reads the rows itself: slower, said, and the same bytes. It does so too where
+no reader answers at all: Ray, on a full disk, now and then never says that it is full.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ REQUEST_BATCHES = 64
 FULL = (OutOfDiskError, ObjectStoreFullError)
 ASK_ANOTHER_AFTER_S = 0.5
 """A reader that has not answered by then may be dead or starting again; another one is asked as well."""
+SILENCE_S = 20.0
+"""The longest wait for an answer of any reader; while a rank reads by itself, ASK_ANOTHER_AFTER_S."""
 
 Register = Callable[[Path, str, int], None]
 
@@ -180,13 +183,13 @@ class RayLoader:
 
     def _result(self, call: _Call) -> RowTokens:
         try:
-            rows, alone = call.result(), ""
-        except _NoRoomError as error:
+            rows, alone = call.result(ASK_ANOTHER_AFTER_S if self._alone else SILENCE_S), ""
+        except _NoAnswerError as error:
             rows, alone = self._plan.read(call.split, call.places), str(error)
         if bool(alone) != self._alone:
             self._alone = bool(alone)
             who = f"data rank {self._data_rank} reads by itself"
-            self._tell(f"{who}: {alone}; make room, see `ray memory`" if alone else f"{who} no more")
+            self._tell(f"{who}: {alone}" if alone else f"{who} no more")
         return rows
 
     def _group(self, asks: Iterator[Ask]) -> list[Ask]:
@@ -212,14 +215,15 @@ class RayLoader:
         return calls
 
 
-class _NoRoomError(Exception):
-    """A question or its answer found no room in Ray's object store."""
+class _NoAnswerError(Exception):
+    """No reader can answer, or none does; the words say why, and what to do."""
 
-    def __init__(self, error: BaseException) -> None:
-        disk = isinstance(error, OutOfDiskError)
-        super().__init__(
-            "Ray's object store and the disk it spills to are full" if disk else "Ray's object store is full"
-        )
+
+def _no_room(error: BaseException) -> _NoAnswerError:
+    """A question or its answer found no room in Ray's object store."""
+    disk = isinstance(error, OutOfDiskError)
+    full = "Ray's object store and the disk it spills to are full" if disk else "Ray's object store is full"
+    return _NoAnswerError(f"{full}; make room, see `ray memory`")
 
 
 class _Call:
@@ -230,10 +234,10 @@ class _Call:
         self.split, self.places = split, places
         self._asked: dict[Any, Any] = {}
         self._answers: list[Any] = []
-        self._no_room: _NoRoomError | None = None
+        self._no_room: _NoAnswerError | None = None
         try:
             self._answers.append(self._ask())
-        except _NoRoomError as error:  # for the question; to be told where the answer is wanted
+        except _NoAnswerError as error:  # no room for the question; to be told where the answer is wanted
             self._no_room = error
 
     def _ask(self) -> Any:
@@ -241,26 +245,34 @@ class _Call:
         try:
             answer = reader.read.remote(self.split, self.places)
         except FULL as error:
-            raise _NoRoomError(error) from None
+            raise _no_room(error) from None
         self._asked[answer] = reader
         return answer
 
-    def result(self) -> RowTokens:
-        """The rows, a view of Ray's shared memory. Raises DataError, MachineError without readers, _NoRoomError."""
+    def result(self, patience_s: float) -> RowTokens:
+        """The rows, a view of Ray's shared memory. Raises DataError, MachineError without readers, _NoAnswerError.
+
+        patience_s: how long there may be no answer at all, after all readers have been asked.
+        """
         if self._no_room is not None:
             raise self._no_room
         while True:
-            ready, _ = ray.wait(self._answers, timeout=ASK_ANOTHER_AFTER_S if self._others else None)
-            if not ready:
+            ready, _ = ray.wait(self._answers, timeout=ASK_ANOTHER_AFTER_S if self._others else patience_s)
+            if not ready and self._others:
                 self._answers.append(self._ask())
                 continue
+            if not ready:
+                raise _NoAnswerError(
+                    f"none of {len(self._answers)} readers has answered for {patience_s:g} s; look at Ray's disk "
+                    "(`df`), its store (`ray memory`) and the readers' logs"
+                )
             try:
                 rows: RowTokens = ray.get(ready[0])
             except RayTaskError as error:
                 if isinstance(error.cause, FmscaleError):
                     raise error.cause from None
                 if isinstance(error.cause, FULL):
-                    raise _NoRoomError(error.cause) from None
+                    raise _no_room(error.cause) from None
                 raise
             except ActorUnavailableError:  # it starts again
                 self._answers.remove(ready[0])

@@ -49,23 +49,8 @@ class RunData:
 def resolve(config: Config) -> Config:
     """`config` with `model.vocab_size` of its corpora. Raises ConfigError or DataError; opens manifests only."""
     manifests = {name: Manifest.load(source.corpus) for name, source in config.data.sources.items()}
-    fingerprints = {name: manifest.tokenizer["fingerprint"] for name, manifest in manifests.items()}
-    if len(set(fingerprints.values())) > 1:
-        raise ConfigError(
-            "the sources were made with different tokenizers",
-            expected="one tokenizer fingerprint",
-            found=", ".join(f"{name}: {fingerprint[:12]}" for name, fingerprint in fingerprints.items()),
-            do="prepare them again with the same tokenizer.model",
-        )
+    check_together(manifests, config.data.seq_len)
     for name, manifest in manifests.items():
-        for split_name, split in manifest.splits.items():
-            if split.chunks and split.chunk_tokens < config.data.seq_len:
-                raise ConfigError(
-                    f"a row does not fit into a chunk of source `{name}`",
-                    expected=f"data.seq_len <= {split.chunk_tokens} (the {split_name} split's chunk_tokens)",
-                    found=f"data.seq_len={config.data.seq_len}",
-                    do="shorten the sequences, or prepare the corpus with larger chunks",
-                )
         if not manifest.splits["train"].chunks:
             raise ConfigError(
                 f"source `{name}` is too small to train on",
@@ -82,6 +67,27 @@ def resolve(config: Config) -> Config:
             do="leave model.vocab_size out",
         )
     return replace(config, model=replace(config.model, vocab_size=vocab_size))
+
+
+def check_together(manifests: Mapping[str, Manifest], seq_len: int) -> None:
+    """Raise ConfigError unless all have one tokenizer, and rows of `seq_len` tokens fit into their chunks."""
+    fingerprints = {name: manifest.tokenizer["fingerprint"] for name, manifest in manifests.items()}
+    if len(set(fingerprints.values())) > 1:
+        raise ConfigError(
+            "the sources were made with different tokenizers",
+            expected="one tokenizer fingerprint",
+            found=", ".join(f"{name}: {fingerprint[:12]}" for name, fingerprint in fingerprints.items()),
+            do="prepare them again with the same tokenizer.model",
+        )
+    for name, manifest in manifests.items():
+        for split_name, split in manifest.splits.items():
+            if split.chunks and split.chunk_tokens < seq_len:
+                raise ConfigError(
+                    f"a row does not fit into a chunk of source `{name}`",
+                    expected=f"data.seq_len <= {split.chunk_tokens} (the {split_name} split's chunk_tokens)",
+                    found=f"data.seq_len={seq_len}",
+                    do="shorten the sequences, or prepare the corpus with larger chunks",
+                )
 
 
 def begin_ledger(config: Config) -> None:

@@ -9,12 +9,14 @@ depend on tokens, task names and chunk size alone: same input, same bytes.
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import json
 import mmap
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,6 +98,11 @@ def write_parts(directory: Path, split: str, task: str, chunks: Iterable[Stream]
         parts.append(Part(path, split, records, begun))
     durable.fsync_directory(directory)
     return parts
+
+
+def import_ahead() -> None:
+    """Begin to import what writing takes: webdataset brings torch, a second and more that passes while others work."""
+    threading.Thread(target=importlib.import_module, args=("webdataset",)).start()
 
 
 def _write_tar(path: Path, keyed: Iterable[tuple[str, Stream]]) -> tuple[npt.NDArray[np.void], int]:

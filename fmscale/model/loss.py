@@ -12,13 +12,13 @@ in fp32; and half the memory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fmscale.corpus.batch import IGNORE
+from fmscale.corpus.batch import IGNORE, Batch
 
 _CPU_ELEMENTS = 2**18
 """Logits per piece on a CPU: 1 MiB in float32, a core's L2 cache."""
@@ -32,6 +32,14 @@ def token_loss_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
         logits_BTV.flatten(0, -2), labels_BT.flatten().long()
     )
     return loss
+
+
+def batch_loss_sum(model: Callable[[Tensor, Tensor], Tensor], batch: Batch, device: torch.device) -> Tensor:
+    """`token_loss_sum` of what `model` makes of the batch's tokens and positions, computed on `device`."""
+    tokens_BT, positions_BT, labels_BT = (
+        torch.from_numpy(array).to(device) for array in (batch.tokens, batch.positions, batch.labels)
+    )
+    return token_loss_sum(model(tokens_BT, positions_BT), labels_BT)
 
 
 class _CrossEntropySum(torch.autograd.Function):

@@ -96,9 +96,14 @@ def peak_flops(device: torch.device, precision: Precision) -> Peak | None:
 def bf16_gain() -> float:
     """Speed of a bf16 matmul over that of an fp32 one on this rank's CPU threads, measured in under a second.
 
-    About 4 with AVX512-BF16, 1 with AVX512 alone, 0.2 with AVX2 alone: bf16 is worth choosing above 1.5 or so.
+    About 4 with AVX512-BF16, 1 with AVX512 alone, 0.2 and less with AVX2 alone.
     """
     return _measured("bf16").flops_per_s / _measured("fp32").flops_per_s
+
+
+def fast_bf16() -> bool:
+    """Whether training in bf16 pays on this rank's CPU threads."""
+    return bf16_gain() > 1.5
 
 
 def _from_table(name: str, precision: Precision) -> Peak | None:
@@ -119,5 +124,7 @@ def _measured(precision: Precision, size: int = 1024) -> Peak:
         started = time.perf_counter()
         a @ a
         seconds.append(time.perf_counter() - started)
+        if sum(seconds) > 1.0:  # bf16 by AVX2 alone: slow beyond doubt
+            break
     best = 2 * size**3 / min(seconds)
     return Peak(best, f"measured: {size}^3 {precision} matmul, {torch.get_num_threads()} threads of this CPU")

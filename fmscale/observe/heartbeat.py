@@ -62,8 +62,11 @@ def age_s(run_dir: Path) -> float | None:
 class Heartbeat:
     """A rank's own, made anew at each attempt; `beat` is called by the thread that trains."""
 
-    def __init__(self, run_dir: Path, rank: int, incarnation: str = "") -> None:
-        """incarnation: by default that of the environment. Lines of other incarnations mean nothing to a watch."""
+    def __init__(self, run_dir: Path, rank: int, incarnation: str = "", world: int = 1) -> None:
+        """incarnation: by default that of the environment. Lines of other incarnations mean nothing to a watch.
+
+        world: ranks of this attempt.
+        """
         path, stacks = heartbeat_path(run_dir, rank), stacks_path(run_dir, rank)
         for each in (path, stacks):
             each.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,7 @@ class Heartbeat:
         faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True, chain=False)
         self._who = {
             "rank": rank,
+            "world": world,
             "incarnation": incarnation or os.environ.get("FMSCALE_INCARNATION", ""),
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -165,6 +169,8 @@ class HeartbeatWatch:
     start_s: float
     """Longest silence before that (imports, meeting, loading, the first step) and after the last (leaving)."""
     incarnation: str
+    elastic: bool = False
+    """Whether each attempt may have another number of ranks: then what rank 0 said last; `world` until it has."""
     clock: Callable[[], float] = time.monotonic
     _seen: dict[int, tuple[bytes, float]] = field(default_factory=dict)
     """Rank -> its last line and when it was new."""
@@ -178,6 +184,10 @@ class HeartbeatWatch:
             return None
         late = now - self._looked > max(self.limit_s, 5.0) if self._seen else False
         self._looked = now
+        if self.elastic and (first := last_beat(self.run_dir, 0, self.incarnation)) is not None:
+            if first["world"] != self.world:
+                self.forgive()
+            self.world = first["world"]
         places = [self._place(rank, now) for rank in range(self.world)]
         if late:  # this process was stopped itself: what happened meanwhile it cannot tell
             self.forgive()

@@ -89,11 +89,41 @@ def agree_on_checkpoint(
         tiers[REMOTE] = remote
     warn = _Loud(config) if rank == 0 else None
     proposals = _proposals(store, fast, remote, warn) if warn else iter(())
+    return _agree(store, rank, world, control, wanted, proposals, tiers, warn, bool(os.environ.get(ROLL_BACK)))
+
+
+def agree_to_read(
+    store: CheckpointStore, name: str, control: dist.ProcessGroup, wanted: Sequence[Range], warn: Report
+) -> CheckpointReader | None:
+    """The checkpoint `name`, or the newest of the run's lineage ("") that holds for all of `control`.
+
+    For processes that only read, also while others train the run: nothing is written, nothing fetched from elsewhere.
+    warn: is told on rank 0 of what is passed over. None and errors as `agree_on_checkpoint`.
+    """
+    rank, world = dist.get_rank(control), dist.get_world_size(control)
+    offers: Iterator[_Offer] = iter(())
+    if rank == 0:
+        offers = _named(name, store, None) if name else (_Offer(commit, HERE) for commit in store.candidates(warn))
+    return _agree(store, rank, world, control, wanted, offers, {}, warn if rank == 0 else None, bool(name))
+
+
+def _agree(
+    store: CheckpointStore,
+    rank: int,
+    world: int,
+    control: dist.ProcessGroup,
+    wanted: Sequence[Range],
+    proposals: Iterator[_Offer],
+    tiers: Mapping[str, Tier],
+    warn: Report | None,
+    named: bool,
+) -> CheckpointReader | None:
+    """The first of rank 0's `proposals` that holds for all. warn: rank 0's. named: one was asked for by its name."""
     refused: list[str] = []
     while True:
         # Where rank 0's iterator raises (commit markers are damaged and none is left, say), all raise: a run never
         # starts over by itself.
-        message: list[_Offer | FmscaleError | None] = [_next_offer(store, proposals, refused)]
+        message: list[_Offer | FmscaleError | None] = [_next_offer(store, proposals, refused, named)]
         dist.broadcast_object_list(message, src=0, group=control)
         offer = message[0]
         if isinstance(offer, FmscaleError):
@@ -104,9 +134,9 @@ def agree_on_checkpoint(
         if tier is not None:
             problem = _brought(tier, commit, rank, world, control)
             if problem is not None:
-                if isinstance(problem, MachineError) and tier is remote:
+                if isinstance(problem, MachineError) and offer.place == REMOTE:
                     raise problem  # nothing is wrong with the checkpoint, and a later start may have it
-                if tier is remote:  # of the fast tier a run may lose all
+                if offer.place == REMOTE:  # of the fast tier a run may lose all
                     refused.append(commit.name)
                 if warn:
                     tier.give_up(commit)
@@ -168,7 +198,7 @@ def _together(control: dist.ProcessGroup, work: Callable[[], int]) -> tuple[int,
 
 
 def _next_offer(
-    store: CheckpointStore, proposals: Iterator[_Offer], refused: list[str]
+    store: CheckpointStore, proposals: Iterator[_Offer], refused: list[str], named: bool
 ) -> _Offer | FmscaleError | None:
     """The next commit to agree on; None: this run never had one. refused: names of those that did not hold."""
     try:
@@ -177,14 +207,14 @@ def _next_offer(
         return error
     if offer is not None or not refused:
         return offer
-    if not os.environ.get(ROLL_BACK):
+    if not named:
         return store.none_holds(list(dict.fromkeys(refused)))
     return _damaged(refused[0])
 
 
 def _damaged(name: str) -> CheckpointError:
     return CheckpointError(
-        "the checkpoint to roll back to is damaged",
+        "the checkpoint that was asked for is damaged",
         expected="one of which every byte holds",
         found=f"{name}; `fmscale checkpoint verify` names the file",
         do="choose another from `fmscale checkpoint list`",
@@ -234,7 +264,7 @@ def _named(name: str, store: CheckpointStore, remote: RemoteTier | None) -> Iter
     if name in checkpoint_names(store.root) and (store.root / name / MARKER).exists():
         raise _damaged(name)
     raise CheckpointError(
-        "no such checkpoint to roll back to",
+        "this run has no checkpoint of that name",
         expected="one that `fmscale checkpoint list` shows",
         found=name,
         do="choose another",

@@ -20,6 +20,8 @@ from fmscale.durable import look_anew, replace
 
 FILE = "called-off"
 LOOK_EVERY_S = 0.1
+MEETING = "FMSCALE_MEETING"
+"""Environment variable: the file in which ranks of one machine meet (fmscale/training/meeting.py)."""
 
 
 @contextlib.contextmanager

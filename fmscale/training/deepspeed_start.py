@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import inspect
 import io
 import logging
 import math
@@ -89,6 +90,7 @@ def start(
 ) -> Any:
     """The DeepSpeedEngine around `model`. parameters: those of this rank, with canonical names."""
     deepspeed = load_deepspeed(device)
+    _number_anew()
     optimizer = build_optimizer(parameters, config.optim)
     elements = sum(parameter.numel() for _, parameter in parameters)
     with quiet():
@@ -101,6 +103,20 @@ def start(
     for group in list(dist.distributed_c10d._world.pg_map):
         dist.distributed_c10d._set_pg_timeout(timeout, group)
     return ds
+
+
+def _number_anew() -> None:
+    """Have ZeRO 3 count modules and parameters from 0, as in a process that builds its first engine.
+
+    It goes on counting over all engines of a process, and ranks compare their numbers: those that have built an engine
+    more than others could not train together.
+    """
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    Init.param_id = 0
+    register = inspect.unwrap(DeepSpeedZeRoOffload._register_deepspeed_module)
+    inspect.signature(register).parameters["count"].default[0] = 0
 
 
 def settings(config: Config, stage: int, elements: int) -> dict[str, Any]:

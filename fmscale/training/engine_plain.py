@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from fmscale.config import Config
 from fmscale.corpus.batch import Batch
 from fmscale.model.decoder import Decoder, init_weights
-from fmscale.model.loss import token_loss_sum
+from fmscale.model.loss import batch_loss_sum
 from fmscale.topology import Topology
 from fmscale.training.engine import KINDS, Fragment, Read, StepOutput
 from fmscale.training.fragment_file import Range
@@ -71,7 +71,7 @@ class PlainEngine:
     def train_batch(self, batch: Batch, lr: float) -> StepOutput:
         self._sums.zero_()
         for micro in batch.micro_batches(self._config.micro_batch):
-            loss = self._loss_sum(micro) / batch.targets
+            loss = batch_loss_sum(self._model, micro, self._device) / batch.targets
             loss.backward()  # type: ignore[no-untyped-call]
             self._sums[-1] += loss.detach()
             self._collect_low_precision_gradients()
@@ -91,7 +91,7 @@ class PlainEngine:
     def eval_batch(self, batch: Batch) -> float:
         total = torch.zeros((), device=self._device)
         for micro in batch.micro_batches(self._config.micro_batch):
-            total += self._loss_sum(micro) / batch.targets
+            total += batch_loss_sum(self._model, micro, self._device) / batch.targets
         self._add_over_ranks(total)
         return total.item()
 
@@ -118,12 +118,6 @@ class PlainEngine:
 
     def close(self) -> None:
         self._optimizer.state.clear()
-
-    def _loss_sum(self, micro: Batch) -> Tensor:
-        tokens_BT, positions_BT, labels_BT = (
-            torch.from_numpy(a).to(self._device) for a in (micro.tokens, micro.positions, micro.labels)
-        )
-        return token_loss_sum(self._model(tokens_BT, positions_BT), labels_BT)
 
     def _collect_low_precision_gradients(self) -> None:
         for parameter, master in self._pairs:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from fmscale.config import Config
 from fmscale.corpus.batch import Batch
 from fmscale.model.decoder import Decoder, parameter_shapes
-from fmscale.model.loss import token_loss_sum
+from fmscale.model.loss import batch_loss_sum
 from fmscale.topology import Topology
 from fmscale.training.deepspeed_start import Clip, loss_factor, start, starting, stop
 from fmscale.training.engine import Fragment, Read, StepOutput
@@ -61,7 +61,7 @@ class ZeroEngine:
             # DeepSpeed would find the last one by the number of micro-batches since the start, modulo that of a step:
             # wrong once steps have different numbers of them. So it is told.
             self._ds.set_gradient_accumulation_boundary(micro_batch is micro_batches[-1])
-            loss_sum = self._loss_sum(micro_batch)
+            loss_sum = batch_loss_sum(self._ds, micro_batch, self._device)
             total += loss_sum.detach()
             self._ds.backward(loss_sum * (self._factor / batch.targets), scale_wrt_gas=False)
         self._ds.step()
@@ -74,15 +74,9 @@ class ZeroEngine:
         self._ds.eval()
         total = torch.zeros((), dtype=torch.float64, device=self._device)
         for micro_batch in batch.micro_batches(self._micro_batch):
-            total += self._loss_sum(micro_batch)
+            total += batch_loss_sum(self._ds, micro_batch, self._device)
         dist.all_reduce(total)
         return total.item() / batch.targets
-
-    def _loss_sum(self, batch: Batch) -> torch.Tensor:
-        tokens_BT, labels_BT, positions_BT = (
-            torch.from_numpy(array).to(self._device) for array in (batch.tokens, batch.labels, batch.positions)
-        )
-        return token_loss_sum(self._ds(tokens_BT, positions_BT), labels_BT)
 
     def fragments(self) -> Iterator[Fragment]:
         return self._held.fragments()

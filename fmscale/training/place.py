@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,16 +26,18 @@ class RankPlace:
     shows_progress: bool = True
     store: Any = None
     """The meeting point; None: the environment names it, as torchrun does."""
+    address: str = ""
+    """Where other hosts of the run reach this one; empty: there are none, or ranks are looked after, as Ray's are."""
 
 
-def place_from_environment(config: Config) -> RankPlace:
+def place_from_environment(config: Config, environment: Mapping[str, str] = os.environ) -> RankPlace:
     """As torchrun says it; srun's variables are translated by the job script.
 
     launch.device=auto: a GPU if this node has one for each of its ranks, so that its ranks all choose the same.
     Raises MachineError for launch.device=cuda where it has not.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    rank, world, local_rank, local_world = (int(os.environ[name]) for name in names)
+    rank, world, local_rank, local_world = (int(environment[name]) for name in names)
     device: Literal["cpu", "cuda"] = "cpu"
     if config.launch.device != "cpu":
         visible = torch.cuda.device_count()

@@ -6,6 +6,9 @@ process ids and their hosts, and is seen no earlier, since a rank looks between 
 names the incarnation that it is meant for, so that it means nothing to the next one. What one rank knows, all learn in
 the exchange before a step (feed.py); then no rank trains that step, all save, and `StopRequested` ends them.
 
+A request to meet again in other numbers (RUN/resize-request, of an elastic run's driver on Ray) works alike, but names
+one attempt of an incarnation, and means nothing to the next attempt.
+
 Without a supervisor (the user's own torchrun or srun) ranks watch the time limit themselves.
 """
 
@@ -26,11 +29,32 @@ from fmscale.durable import look_anew, replace
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 REQUEST = "stop-request"
+RESIZE = "resize-request"
 
 
 def request_stop(run_dir: Path, incarnation: str, reason: str) -> None:
     """Ask the ranks of `incarnation` to stop, on whatever nodes. Raises OSError where the file cannot be written."""
     replace(run_dir / REQUEST, json.dumps({"incarnation": incarnation, "reason": reason}).encode() + b"\n")
+
+
+def request_resize(run_dir: Path, attempt: str, reason: str) -> None:
+    """Ask the ranks of `attempt` to save and leave, so that another number of them can go on. Raises OSError."""
+    replace(run_dir / RESIZE, json.dumps({"incarnation": attempt, "reason": reason}).encode() + b"\n")
+
+
+def stop_requested(run_dir: Path, incarnation: str) -> str:
+    """Why that incarnation is to stop, "" if it is not."""
+    return _asked(run_dir / REQUEST, incarnation)
+
+
+def _asked(file: Path, name: str) -> str:
+    """The reason in a request that is meant for `name`."""
+    look_anew(file.parent)  # else it may come to light after the grace period only
+    try:
+        said = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return str(said["reason"]) if name and said["incarnation"] == name else ""
 
 
 def withdraw_request(run_dir: Path) -> None:
@@ -61,8 +85,9 @@ class Stopping:
     def __init__(
         self, run_dir: Path, rank: int, launch: LaunchConfig, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._file, self._rank, self._clock = run_dir / REQUEST, rank, clock
-        self._incarnation = os.environ.get("FMSCALE_INCARNATION", "").partition(".")[0]
+        self._run_dir, self._rank, self._clock = run_dir, rank, clock
+        self._attempt = os.environ.get("FMSCALE_INCARNATION", "")
+        self._incarnation, self._elastic = self._attempt.partition(".")[0], launch.min_dp > 0
         self._reason = ""
         self._before: list[tuple[int, Callable[[int, FrameType | None], object] | int | None]] = []
         left = None if self._incarnation else seconds_left(launch, os.environ, 0.0, time.time())
@@ -74,22 +99,16 @@ class Stopping:
         if not self._reason and self._deadline is not None and self._clock() >= self._deadline:
             self._reason = "the time limit"
         if not self._reason and self._rank == 0:
-            self._reason = self._requested()
+            self._reason = stop_requested(self._run_dir, self._incarnation)
+            if not self._reason and self._elastic:
+                self._reason = _asked(self._run_dir / RESIZE, self._attempt)
         return self._reason
-
-    def _requested(self) -> str:
-        look_anew(self._file.parent)  # else it may come to light after the grace period only
-        try:
-            said = json.loads(self._file.read_bytes())
-        except (OSError, ValueError):
-            return ""
-        return str(said["reason"]) if self._incarnation and said["incarnation"] == self._incarnation else ""
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._reason = self._reason or f"{signal.Signals(number).name} to rank {self._rank}"
         if self._incarnation:  # should this attempt end before the ranks have met, the next one is to know
             with contextlib.suppress(OSError):
-                request_stop(self._file.parent, self._incarnation, self._reason)
+                request_stop(self._run_dir, self._incarnation, self._reason)
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():

@@ -33,6 +33,7 @@ from fmscale.training.agree import agree_on_checkpoint
 from fmscale.training.calling_off import may_be_called_off
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import Commit
+from fmscale.training.contacts import Contacts
 from fmscale.training.engine import build_engine
 from fmscale.training.fast_tier import FastTier
 from fmscale.training.feed import Feed
@@ -58,12 +59,13 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
     with contextlib.ExitStack() as stack, guarded(config.run_dir, place.rank):
         device = prepare_process(config, place)
         pids.register(config.run_dir, "rank", place.rank)
-        heart = stack.enter_context(Heartbeat(config.run_dir, place.rank))
+        heart = stack.enter_context(Heartbeat(config.run_dir, place.rank, world=place.world))
         stopping = stack.enter_context(Stopping(config.run_dir, place.rank, config.launch))
         stack.push(leave)
         topology = Topology(dp=config.parallel.dp, pp=config.parallel.pp)
         with may_be_called_off(config.run_dir, os.environ.get("FMSCALE_INCARNATION", ""), place.store):
             control = join(config, place, device)
+            stack.enter_context(Contacts(place, control, config.launch.timeout_s))
             data = open_run_data(config)
             _require_one_ledger(data, place, control)
             fault_point("engine.start", place.rank)
@@ -174,6 +176,11 @@ def _check_identity(commit: Commit, data: RunData) -> None:
                 found=f"from row {entry.from_row}",
                 do="roll back to a checkpoint from before it: `fmscale train ... --roll-back NAME`",
             )
+    require_order(commit, data)
+
+
+def require_order(commit: Commit, data: RunData) -> None:
+    """Raise CheckpointError unless the checkpoint was trained on the order of `data`, and so on the same corpora."""
     order = data.order.fingerprint()
     if commit.state["order_fingerprint"] != order:
         raise CheckpointError(

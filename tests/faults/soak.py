@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from tests.runs import Run
 
-VICTIMS = ("rank", "rank", "rank in a save", "reader", "driver", "supervisor", "everything")
-"""Drawn from evenly; a rank is what dies most often in life."""
+VICTIMS = ("rank",) * 3 + ("rank in a save", "reader") * 2 + ("driver", "supervisor", "everything")
+"""A deck of ten, shuffled anew for each ten kills; a rank is what dies most often in life."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ class Kill:
 def soak(run: Run, kills: int, steps: int, seed: int, tell: Callable[[Kill], None]) -> list[Kill]:
     """Train `run`, which is set to make `steps` steps, through `kills` kills spread over them: SIGKILL from outside."""
     draw, done = random.Random(seed), []
+    deck: list[str] = []
     run.start()
     for number in range(1, kills + 1):
         run.wait_for_step(draw.randint(steps * number // (kills + 2), steps * (number + 1) // (kills + 2) - 1))
-        victim = draw.choice(VICTIMS)
+        deck = deck or draw.sample(VICTIMS, len(VICTIMS))
+        victim = deck.pop()
         name, step, term = f"{victim} {draw.randrange(2)}", run.last_line()["step"], run.last_line()["term"]
         started = time.monotonic()
         kill(run, name)

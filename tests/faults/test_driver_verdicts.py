@@ -15,14 +15,18 @@ from fmscale.observe.events import read_events
 from fmscale.observe.failure import first_cause, of_rank, record
 from fmscale.training.lease import Lease
 from launcher import restarts
-from launcher.group import Ending, NodeLost, RankGroup
+from launcher.elastic import Elastic
+from launcher.group import Ending
 from launcher.incarnation import judged_by_driver, rolled_back, starts_from
+from launcher.members import Members
+from launcher.placement import NodeLost
 from launcher.recovery import Recovery
 from launcher.restarts import classify
 from tests.checkpoints import start, two_checkpoints
 from tests.runs import ON_RAY, Run
 
 
+@pytest.mark.slow
 @pytest.mark.processes
 def test_a_budget_that_the_driver_refuses_is_told_as_that(tmp_path: Path, words: Path) -> None:
     run = Run(tmp_path, "refused", words, [*ON_RAY, "launch.max_restarts=0"])
@@ -82,7 +86,8 @@ def test_a_driver_whose_run_was_taken_over_does_not_take_it_back(tmp_path: Path)
     lock = config.run_dir / "lease" / "lock"
     lock.parent.mkdir(parents=True)
     lock.write_text("a")
-    recovery = Recovery(config, "tag", SimpleNamespace(nodes=[]), None)  # type: ignore[arg-type]
+    elastic = Elastic(config, SimpleNamespace(nodes=[], world=1, dp=1))  # type: ignore[arg-type]
+    recovery = Recovery(config, "tag", elastic, None)  # type: ignore[arg-type]
     (lock.parent / "another").write_text("b")
     os.replace(lock.parent / "another", lock)
     with pytest.raises(RunHeldError, match=r"another process took this run over(?s:.*)found: a newer one"):
@@ -91,17 +96,17 @@ def test_a_driver_whose_run_was_taken_over_does_not_take_it_back(tmp_path: Path)
 
 
 def test_a_place_that_nobody_can_take_is_a_lost_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = RankGroup.__new__(RankGroup)
-    group.config = load([], [f"run.root={tmp_path}", "run.name=lost"])
+    members = Members.__new__(Members)
+    members.config = load([], [f"run.root={tmp_path}", "run.name=lost"])
 
-    def never(self: RankGroup, answer: object) -> None:
+    def never(self: Members, answer: object, each: object) -> None:
         raise GetTimeoutError("nothing yet")
 
-    monkeypatch.setattr(RankGroup, "_soon", never)
+    monkeypatch.setattr(Members, "soon", never)
     with pytest.raises(
         NodeLost, match=r"a rank's process does not start(?s:.*)within 120 s(?s:.*)nothing yet"
     ) as caught:
-        group._whereabouts(None)
+        members._whereabouts(None, lost=lambda: False, meanwhile=lambda: None)
     record(tmp_path, "tag", -1, caught.value)
     failure = first_cause(tmp_path, "tag")
     assert classify(restarts.Ending(exit_code=1, step=5, failure=failure)).cause == "node lost"

@@ -29,9 +29,10 @@ def command(run: Run, *more: str) -> list[str]:
     return [sys.executable, "-m", "launcher.cli", "train", *run.arguments(*more)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "settings", "step"),
-    [("torchrun", SMALL, 25), pytest.param("ray", ON_RAY, 60, marks=pytest.mark.slow)],
+    [("torchrun", SMALL, 25), ("ray", ON_RAY, 60)],
 )
 def test_a_second_launch_is_refused_and_a_killed_supervisor_is_followed_at_once(
     tmp_path: Path, runs_root: Path, words: Path, backend: str, settings: list[str], step: int

@@ -9,7 +9,7 @@ import pytest
 
 from tests.runs import ON_RAY, Run, assert_same_curve
 
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.slow]  # test_soak.py kills all of these too
 
 
 def test_a_rank_and_a_reader_die_and_the_run_comes_back_by_itself(

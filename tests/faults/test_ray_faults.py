@@ -21,7 +21,7 @@ def incidents(run: Run) -> list[str]:
     return [event["words"] for event in read_events(run.directory) if event["kind"] == "incident"]
 
 
-@pytest.mark.parametrize("name", ["raylet", "gcs_server"])
+@pytest.mark.parametrize("name", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def test_a_process_of_ray_dies_and_is_noticed_at_once(
     runs_root: Path, words: Path, reference_run: Run, name: str
 ) -> None:

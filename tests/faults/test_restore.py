@@ -230,7 +230,7 @@ def test_a_roll_back_takes_it_from_either_place(
     if place in ("here", "nowhere"):
         spoil_there(run_dir, old, data_name(0))
     if place == "nowhere":
-        with pytest.raises(CheckpointError, match="the checkpoint to roll back to is damaged"):
+        with pytest.raises(CheckpointError, match="the checkpoint that was asked for is damaged"):
             agreed(run_dir)
         return
     assert agreed(run_dir) == old
@@ -240,7 +240,7 @@ def test_a_roll_back_takes_it_from_either_place(
     if place == "both":
         assert agreed(run_dir) == old
         monkeypatch.setenv(ROLL_BACK, "step-00000030.t0001")
-        with pytest.raises(CheckpointError, match="no such checkpoint to roll back to"):
+        with pytest.raises(CheckpointError, match="this run has no checkpoint of that name"):
             agreed(run_dir)
 
 

@@ -101,14 +101,17 @@ def test_no_copy_is_lost_to_a_race_with_the_saves(
     run_dir = tmp_path / f"race{random.getrandbits(32):x}"
     server.fate = lambda request: time.sleep(random.random() / 50)
     with copying(run_dir) as r:
-        for step in range(1, 61):
+        deadline, step = time.monotonic() + 30, 0
+        while step < 60 or len(r.events("upload")) < 2:  # 60 saves of a fast disk may be done before the first copy is
+            assert time.monotonic() < deadline
+            step += 1
             r.save(step)
             r.saver.finish()
             assert len(steps(run_dir)) <= 2
     copies = r.events("upload")
     assert {event["error"] for event in copies} == {None}
-    assert 2 <= len(copies) < 60, "the store was slower than the saves"
-    assert copies[-1]["name"][:13] == "step-00000060"
+    assert len(copies) < step, "the store was slower than the saves"
+    assert copies[-1]["name"][:13] == f"step-{step:08d}"
 
 
 def test_what_a_killed_term_was_copying_is_spared_no_more(tmp_path: Path, server: Proxy) -> None:

@@ -57,6 +57,7 @@ def interrupted_in_an_engines_start(run: Run) -> tuple[Failure | None, bool]:
     return of_rank(run.directory, f"{tag}.1", 0), same
 
 
+@pytest.mark.slow
 def test_a_rank_that_loses_its_peer_in_an_engines_start_starts_another_one(
     runs_root: Path, words: Path, reference_run: Run
 ) -> None:

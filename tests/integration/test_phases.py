@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,11 +20,12 @@ import numpy as np
 import pytest
 import zstandard
 
-from data_pipeline import holdout
+from data_pipeline import holdout, line_dedup, passes, run, scan
 from data_pipeline.clusters import clusters
 from data_pipeline.document import Document, change, drop
 from data_pipeline.minhash import signatures
 from data_pipeline.pipeline import Recipe
+from data_pipeline.rule import batches
 from data_pipeline.run import prepare
 from fmscale.corpus.manifest import Manifest
 from fmscale.errors import ConfigError, DataError, MachineError
@@ -236,7 +239,7 @@ def test_no_more_is_held_out_than_workers_can_hold(raw: Path, tmp_path: Path, mo
         make(raw, tmp_path / "c", **changes)
 
 
-def test_near_duplicates_and_repeated_lines_go(raw: Path, tmp_path: Path) -> None:
+def test_near_duplicates_and_repeated_lines_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A recipe of every pass: what MinHash and lines take out is what their own modules say of all texts at once."""
     directory = tmp_path / "near"
     directory.mkdir()
@@ -271,3 +274,20 @@ def test_near_duplicates_and_repeated_lines_go(raw: Path, tmp_path: Path) -> Non
     assert manifest.counts["changed"]["line_dedup/lines"] == len(exact) - 1
     again = make(directory, tmp_path / "d", **changes, task_bytes=1 << 20)
     assert again.counts == manifest.counts, "tasks decide nothing"
+    # Nor does it how much of a task is held at once.
+    monkeypatch.setattr(scan, "batches", functools.partial(batches, characters=2000))
+    monkeypatch.setattr(passes, "RUN_DOCUMENTS", 5)
+    monkeypatch.setattr(passes, "RUN_LINES", 7)
+    monkeypatch.setattr(line_dedup, "_COUNTED_AT_ONCE", 3)
+    monkeypatch.setattr(holdout, "RUN_GRAMS", 40)
+    monkeypatch.setattr(passes, "LINE_PARTITION_BYTES", 20_000)
+    files: set[str] = set()
+    join = run.join
+    monkeypatch.setattr(
+        run, "join", lambda work, phase: [files.update(p.name for p in work.directory.iterdir()), join(work, phase)]
+    )
+    make(directory, tmp_path / "e", **changes, task_bytes=1 << 20)
+    assert digests(tmp_path / "e") == digests(tmp_path / "d")
+    for phase in range(4):
+        assert len([name for name in files if re.fullmatch(rf"keys-{phase}-00000-0\d\d\.bin", name)]) > 3, phase
+    assert len([name for name in files if name.startswith("part-1-")]) > 1

@@ -311,7 +311,7 @@ def test_a_worker_that_outlived_its_run_disturbs_no_other(
     monkeypatch.setenv("MEETING", str(tmp_path))
     old = recipe_of(raw[0], tmp_path / "c", seed=5, steps=["tests.raw_text:overtaken"])
     fingerprint = Tokenizer.load(MODEL).fingerprint
-    work = Work.create(tmp_path / "c/.work", Plan(old, pin(old.inputs, old.task_bytes), fingerprint))
+    work = Work.create(tmp_path / "c/.work", Plan.of(old, pin(old.inputs, old.task_bytes), fingerprint))
     ends: list[str] = []
 
     def outlive() -> None:

@@ -194,6 +194,35 @@ def test_another_reader_answers_for_a_dead_one(root: Path, tmp_path: Path, monke
         os.kill(stuck, signal.SIGCONT)
 
 
+def test_where_no_reader_answers_the_rank_reads_by_itself(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only one is stopped where it stands, and goes on later; the batches are the same."""
+    monkeypatch.setattr(readers, "SILENCE_S", 1.0)
+    monkeypatch.setattr(readers, "ASK_ANOTHER_AFTER_S", 0.1)
+    monkeypatch.setattr(readers, "REQUEST_BYTES", 1)
+    config = run_config(root, MIXED, readers_per_node=1)
+    told: list[str] = []
+    only = start_readers(config, tmp_path, register=pids.register)
+    batches = RayLoader(only, config, open_run_data(config), 0, told.append).batches(0)
+    found = [next(batches)]
+    (stuck,) = pids_of(tmp_path, 1)
+    os.kill(stuck, signal.SIGSTOP)
+    try:
+        found += islice(batches, 4)
+        assert told == [
+            "data rank 0 reads by itself: none of 1 readers has answered for 1 s; look at Ray's disk (`df`), its "
+            "store (`ray memory`) and the readers' logs"
+        ]
+    finally:
+        os.kill(stuck, signal.SIGCONT)
+    while len(told) == 1:
+        found.append(next(batches))
+        assert len(found) < 1000, "it is asked again"
+    assert told[1:] == ["data rank 0 reads by itself no more"]
+    assert all(map(same, found, local(config, len(found))))
+
+
 def test_a_damaged_chunk_is_the_data_error_that_names_it(tmp_path: Path) -> None:
     make_corpus(tmp_path / "web", chunks=4)
     config = run_config(tmp_path, {"web": 1.0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,9 @@ def commits(run: Run) -> list[int]:
 def test_a_rank_that_leaves_without_finishing_is_no_success(tmp_path: Path, words: Path) -> None:
     run = Run(tmp_path, "left", words, ["train.steps=8"])
     run.train(env={"FAULTS": "step.6:exit", "FAULTS_ONCE": str(tmp_path)})
-    assert "rank 0 left with exit code 0 before the last step, after step 5; restart 1 of 10" in run.output()
+    # How it left stands in /proc until torchrun's agent has looked: on a busy machine that may come first.
+    how = "left with exit code 0 before the last step|died without a word: it was killed, or it left"
+    assert re.search(f"rank 0 ({how}), after step 5; restart 1 of 10", run.output()), run.output()
     assert [line["step"] for line in run.steps()] == list(range(1, 9))
 
 
@@ -87,7 +90,7 @@ def test_rolling_back_from_the_command_line(tmp_path: Path, words: Path) -> None
     assert [line["term"] for line in run.steps()] == [1] * 4 + [2] * 4
     run.start("--roll-back", "step-00000005.t0001")
     assert run.finish() == 4
-    assert "no such checkpoint to roll back to" in run.output()
+    assert "this run has no checkpoint of that name" in run.output()
 
 
 def test_the_users_own_torchrun(tmp_path: Path, words: Path) -> None:
@@ -198,3 +201,15 @@ def test_a_small_dev_shm_moves_the_object_store(tmp_path: Path, monkeypatch: pyt
     assert ray_cluster._shared_memory() == {}
     monkeypatch.setattr(ray_cluster, "OBJECT_STORE_BYTES", 1 << 60)
     assert ray_cluster._shared_memory() == {"_plasma_directory": str(tmp_path)}
+
+
+def test_a_ray_that_does_not_start_is_an_error_that_may_pass() -> None:
+    """Ray refuses an object store of a byte; on a machine that is too busy it gives up after 30 s in the same place."""
+    script = "from launcher import ray_cluster as r; r.OBJECT_STORE_BYTES = 1; r.cluster(1).__enter__()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stderr.splitlines()[-4:-2] == [
+        "launcher.ray_cluster.RayLost: Ray does not start on this machine",
+        "  expected: its processes to answer within 30 s",
+    ]
+    assert done.stderr.splitlines()[-2].startswith("  found: ValueError: ")
+    assert done.stderr.splitlines()[-1] == "  do: run the same command again, with less beside it: what is done is kept"

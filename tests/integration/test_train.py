@@ -31,7 +31,7 @@ from fmscale.training.place import RankPlace
 from fmscale.training.worker import run_rank
 from launcher.snapshot import enter
 from launcher.start import check
-from tests.ranks import RankError, run_ranks
+from tests.ranks import RankError, meeting_store, run_ranks
 from tests.runs import Run
 
 pytestmark = pytest.mark.processes
@@ -51,18 +51,14 @@ def go(*configs: Config, make_loader: Any = LocalLoader, env: dict[str, str] | N
     for config in checked:
         enter(config)
     texts = [to_yaml(config) for config in checked]
-    places = [
-        str(config.run_dir / f"rendezvous-{len(os.listdir(config.run_dir))}-{number}")
-        for number, config in enumerate(checked)
-    ]
-    run_ranks(_train, checked[0].world_size, texts, places, make_loader, env or {}, timeout_s=90)
+    run_ranks(_train, checked[0].world_size, texts, make_loader, env or {}, timeout_s=90)
 
 
-def _train(rank: int, world: int, texts: list[str], places: list[str], make_loader: Any, env: dict[str, str]) -> None:
+def _train(rank: int, world: int, texts: list[str], make_loader: Any, env: dict[str, str]) -> None:
     dist.destroy_process_group()
     os.environ.update(env)
-    for text, rendezvous in zip(texts, places, strict=True):
-        store = dist.FileStore(rendezvous, world)
+    for number, text in enumerate(texts):
+        store = meeting_store(number, world)
         place = RankPlace(rank=rank, world=world, local_rank=rank, device="cpu", shows_progress=False, store=store)
         run_rank(from_yaml(text), place, make_loader)
 
@@ -340,9 +336,9 @@ def test_a_roll_back_to_what_is_damaged_or_not_there_says_so(root: Path, words: 
     flip(store.root / first / "rank-00001.safetensors")
     (store.root / second / "COMMIT.json").write_text("{}")
     for name in (first, second):
-        with pytest.raises(RankError, match=rf"the checkpoint to roll back to is damaged(?s:.*)found: {name}"):
+        with pytest.raises(RankError, match=rf"the checkpoint that was asked for is damaged(?s:.*)found: {name}"):
             go(config, env={"FMSCALE_ROLL_BACK": name})
-    with pytest.raises(RankError, match=r"no such checkpoint to roll back to(?s:.*)found: step-00000009\.t0001"):
+    with pytest.raises(RankError, match=r"this run has no checkpoint of that name(?s:.*)found: step-00000009\.t0001"):
         go(config, env={"FMSCALE_ROLL_BACK": "step-00000009.t0001"})
     assert [record.term for record in Lease(config.run_dir).terms()] == [1]
 

@@ -15,7 +15,7 @@ import pytest
 
 from data_pipeline.pipeline import Recipe
 from data_pipeline.run import prepare
-from fmscale.tokenizer import train
+from fmscale.tokenizer_training import train
 from tests.crawl_files import http, packed, record
 from tests.raw_text import unlike
 from tests.web_server import Site, web_server

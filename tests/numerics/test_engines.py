@@ -191,3 +191,31 @@ def _train_alone(rank: int, world: int, engine: Any, printed: str) -> tuple[bool
     during = dist.is_initialized()
     built.close()
     return during, dist.is_initialized()
+
+
+def test_ranks_whose_processes_have_built_other_numbers_of_engines_train_together(tmp_path: Path) -> None:
+    """As a survivor and a spare do, or one that joins later. ZeRO 3 compares numbers that it goes on counting."""
+    first, second = run_ranks(_train_after_another, 2, config("zero", dp=2, zero=3), str(tmp_path / "store"))
+    assert first == second
+    assert all(map(math.isfinite, first))
+
+
+def _train_after_another(rank: int, world: int, job_config: Config, store: str) -> list[float]:
+    import torch
+    import torch.distributed as dist
+
+    from fmscale.training.engine import build_engine
+
+    dist.destroy_process_group()
+    if rank == 1:
+        os.environ.update(RANK="0", WORLD_SIZE="1")
+        alone = config("zero", zero=3)
+        before = build_engine(alone, Topology(dp=1), 0, torch.device("cpu"))
+        before.train_batch(batch(alone, 0, 0), learning_rate(0))
+        before.close()
+        os.environ.update(RANK="1", WORLD_SIZE="2")
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    engine = build_engine(job_config, Topology(dp=world), rank, torch.device("cpu"))
+    losses = [engine.train_batch(batch(job_config, step, rank), learning_rate(step)).loss for step in range(3)]
+    engine.close()
+    return losses

@@ -22,7 +22,7 @@ A_MINUTE = datetime.timedelta(seconds=60)
 @pytest.mark.parametrize("server_too", [False, True])
 def test_who_waits_for_a_peer_gets_an_echo_of_its_end(tmp_path: Path, server_too: bool) -> None:
     """server_too: rank 0 has the store in its own process, and waits at it all the same."""
-    server = open_store(2, 60.0)
+    server = open_store("127.0.0.1", 2, 60.0)
     store = server if server_too else join_store("127.0.0.1", server.port, 2, 60.0)
     over = threading.Event()
 
@@ -50,7 +50,7 @@ def test_who_waits_for_a_peer_gets_an_echo_of_its_end(tmp_path: Path, server_too
 
 
 def test_another_attempts_name_is_none_of_its_business(tmp_path: Path) -> None:
-    store = open_store(2, 60.0)
+    store = open_store("127.0.0.1", 2, 60.0)
     with called_off(tmp_path, "tag.2"), may_be_called_off(tmp_path, "tag.3", store):
         time.sleep(0.5)
         store.set("here", "yes")

@@ -244,3 +244,30 @@ def test_stacks_of_a_living_rank_and_the_name_of_a_stopped_one(tmp_path: Path, v
     victim.kill()
     victim.wait()
     assert state(victim.pid, started) == "gone"
+
+
+def test_a_watch_of_an_elastic_run_counts_as_many_ranks_as_rank_0_says(tmp_path: Path) -> None:
+    clock = Clock()
+    watched = HeartbeatWatch(
+        run_dir=tmp_path, world=3, limit_s=20.0, start_s=20.0, incarnation="a", elastic=True, clock=clock
+    )
+
+    def attempt(number: int, world: int) -> Callable[[], None]:
+        hearts = [Heartbeat(tmp_path, rank, f"a.{number}", world=world) for rank in range(world)]
+        steps = iter(range(1, 1000))
+
+        def beat() -> None:
+            step = next(steps)
+            for heart in hearts:
+                heart.beat("read", step)
+
+        return beat
+
+    assert wait(watched, clock, 30, attempt(0, 3)) == ""
+    assert wait(watched, clock, 30, attempt(1, 2)) == "", "rank 2 is not missed"
+    beat = attempt(2, 2)
+    beat()
+    assert wait(watched, clock, 30, beat) == ""
+    hearts = [Heartbeat(tmp_path, rank, "a.3", world=3) for rank in range(2)]  # the third one still comes
+    assert wait(watched, clock, 19, lambda: [heart.beat("start", 0) for heart in hearts] and None) == ""
+    assert wait(watched, clock, 3, lambda: [heart.beat("start", 0) for heart in hearts] and None) != ""

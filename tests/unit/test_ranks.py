@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.ranks import RankError, run_ranks
+from tests.ranks import RankError, meeting_store, run_ranks
 
 
 def _sum(rank: int, world: int, offset: int) -> float:
@@ -50,3 +51,19 @@ def test_the_first_cause_is_shown(how: str, message: str) -> None:
     with pytest.raises(RankError, match=f"(?s){message}"):
         run_ranks(_fail, 2, how, timeout_s=1.0 if how == "hang" else 30.0)
     assert time.monotonic() - started < 25.0
+
+
+def _meet(rank: int, world: int, folder: Path) -> bool:
+    """Fails the first time as gloo does, with a place in the store."""
+    store, first = meeting_store(0, world), folder / str(rank)
+    stale = bool(store.check(["place"]))
+    if not first.exists():
+        first.touch()
+        store.set("place", "127.0.0.1:1")
+        raise RuntimeError("Gloo connectFullMesh failed with ...")
+    return stale
+
+
+@pytest.mark.processes
+def test_a_meeting_that_failed_is_tried_again_in_another_place(tmp_path: Path) -> None:
+    assert run_ranks(_meet, 2, tmp_path) == [False, False]

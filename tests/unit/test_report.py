@@ -119,7 +119,7 @@ def test_its_totals_are_those_of_the_manifest(corpus: Path) -> None:
     for split in ("train", "heldout"):
         assert rows[split] == f"{manifest.split(split).tokens:,}"
     assert f"documents read{counts['in']:,}" in shown.text
-    files = {row[0]: row for row in shown.rows if len(row) == 6}
+    files = {row[0]: row for row in shown.rows if len(row) == 7}
     for record in read_inputs(corpus, manifest):
         assert files[record["path"]][1] == f"{record['bytes']:,}"
 

@@ -37,7 +37,9 @@ print("they have left", file=sys.stderr)
 @pytest.fixture(autouse=True)
 def _two_ranks_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the place of a torchrun: each writes the word that it read."""
-    monkeypatch.setattr(driver_process, "_command", lambda config: [sys.executable, "-c", RANKS, str(tmp_path)])
+    monkeypatch.setattr(
+        driver_process, "_command", lambda config, meeting: [sys.executable, "-c", RANKS, str(tmp_path)]
+    )
     monkeypatch.setattr(standby, "AFTER_S", 0.0)
     monkeypatch.setattr(standby, "AGAIN_S", 0.0)
 

@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from fmscale.config import LaunchConfig
-from fmscale.training.stopping import REQUEST, Stopping, request_stop, seconds_left, withdraw_request
+from fmscale.training.stopping import (
+    REQUEST,
+    Stopping,
+    request_resize,
+    request_stop,
+    seconds_left,
+    stop_requested,
+    withdraw_request,
+)
 from launcher.requests import StopRequests
 
 LAUNCH = LaunchConfig()
@@ -48,6 +56,23 @@ def test_the_file_reaches_rank_0_of_its_incarnation_only(tmp_path: Path, monkeyp
     withdraw_request(tmp_path)
     withdraw_request(tmp_path)
     assert not (tmp_path / REQUEST).exists()
+
+
+def test_a_request_to_meet_again_is_for_one_attempt_of_an_elastic_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elastic = LaunchConfig(min_dp=1)
+    request_resize(tmp_path, "a.2", "there is room")
+    assert Stopping(tmp_path, 0, elastic).reason == "there is room"
+    assert Stopping(tmp_path, 1, elastic).reason == ""
+    assert Stopping(tmp_path, 0, LAUNCH).reason == ""
+    assert stop_requested(tmp_path, "a") == "", "the run is not to stop"
+    monkeypatch.setenv("FMSCALE_INCARNATION", "a.3")
+    assert Stopping(tmp_path, 0, elastic).reason == ""
+    monkeypatch.setenv("FMSCALE_INCARNATION", "a.2")
+    request_stop(tmp_path, "a", "SIGTERM")
+    assert Stopping(tmp_path, 0, elastic).reason == "SIGTERM", "to stop comes first"
+    assert (stop_requested(tmp_path, "a"), stop_requested(tmp_path, "b")) == ("SIGTERM", "")
 
 
 OPENED = """

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmscale import tokenizer as module
+from fmscale import tokenizer_training
 from fmscale.errors import ConfigError, DataError
-from fmscale.tokenizer import CONTROL, FIRST_BYTE_ID, SPECIAL, Tokenizer, train
+from fmscale.tokenizer import CONTROL, FIRST_BYTE_ID, SPECIAL, Tokenizer
+from fmscale.tokenizer_training import train
 from tests.word_corpora import text, texts, tokenizer
 
 NAMES = [f"<{name}>" for name in SPECIAL] + ["<0x0A>", "\u2581", "<s>", "</s>", "\u2047", "\0", "\ufffd", "\u2585"]
@@ -78,6 +80,17 @@ def test_a_full_memo_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert long not in fresh._memo
 
 
+@given(st.text(st.sampled_from("ab .\n\u2581\u00e9\u3000"), max_size=60), st.integers(1, 9))
+def test_a_long_text_goes_in_lots_that_change_nothing(sample: str, at_once: int) -> None:
+    whole = tokenizer().encode(sample)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_AT_ONCE", at_once)
+        assert "".join(module._lots(sample)) == sample
+        assert tokenizer().encode(sample) == whole
+        words = [word for lot in module._lots(sample) for word in module._WORD.findall(lot)]
+        assert words == module._WORD.findall(sample)
+
+
 def test_half_a_surrogate_pair_is_refused() -> None:
     for _ in range(2):
         with pytest.raises(DataError, match=r"half a surrogate pair(.|\n)*found: U\+D801"):
@@ -115,16 +128,16 @@ def test_special_names_in_the_training_text_do_no_harm(tmp_path: Path) -> None:
 
 def test_the_sample_is_bounded_and_spread() -> None:
     distinct = [f"{i}: {text(i)}" for i in range(1000)]
-    sample = module._sample(distinct, 10_000)
+    sample = tokenizer_training._sample(distinct, 10_000)
     assert 10_000 <= sum(map(len, sample)) < 10_000 + 1_000
-    assert sample == module._sample(distinct[::-1], 10_000)
+    assert sample == tokenizer_training._sample(distinct[::-1], 10_000)
     places = sorted(distinct.index(piece.decode()) for piece in sample)
     assert places[0] < 250
     assert places[-1] > 750
     giant = "tide " * 100_000
-    assert sum(map(len, module._sample([giant], 10_000))) < 10_000 + module._PIECE_CHARS + 1
-    lines = list(module._lines(module._sample([giant], 10_000)))
-    assert max(map(len, lines)) <= module._LINE_CHARS
+    assert sum(map(len, tokenizer_training._sample([giant], 10_000))) < 10_000 + tokenizer_training._PIECE_CHARS + 1
+    lines = list(tokenizer_training._lines(tokenizer_training._sample([giant], 10_000)))
+    assert max(map(len, lines)) <= tokenizer_training._LINE_CHARS
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])

@@ -1,0 +1,1 @@
+"""Inside a Slurm job: what runs on its nodes."""

@@ -72,11 +72,9 @@ class Generation:
         chosen = manifest.split(split)
         self.manifest = manifest
         self.directory = directory
-        self.split = split
-        self.first = first
-        self.chunks = chosen.chunks
-        self.verify_s = 0.0
-        """Seconds spent on hashes so far."""
+        self.split, self.first, self.chunks = split, first, chosen.chunks
+        self.read_s, self.verify_s = 0.0, 0.0
+        """Seconds of first uses so far: until the kernel had read and mapped the chunks, and on their hashes."""
         self._corpus = corpus
         self._index = index.split(split)
         self.shards = self._index.shards
@@ -180,9 +178,10 @@ class Generation:
                 what = f"{self._where(chunk, member, region)}, do not hold what its index record says"
                 raise self._damaged(chunk, what, "its array inside", f"bytes {data} to {data + count * dtype.itemsize}")
             self._populate(chunk, mapping.view, begin, end)
+            self.read_s += (there := time.perf_counter()) - started
             with memoryview(mapping.view) as whole:
                 found = region_hash(whole[begin:end])
-            self.verify_s += time.perf_counter() - started
+            self.verify_s += time.perf_counter() - there
             if found != expected:
                 where = self._where(chunk, member, region)
                 raise self._damaged(chunk, where, f"xxh3_128 {expected.hex()}", found.hex())

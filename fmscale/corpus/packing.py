@@ -101,6 +101,10 @@ class Packed:
         return self.corpus.tokenizer_path
 
     @property
+    def read_s(self) -> float:
+        return self.corpus.read_s
+
+    @property
     def verify_s(self) -> float:
         return self.corpus.verify_s
 

@@ -43,9 +43,10 @@ class Spent:
     """Seconds by what they went to."""
 
     read_s: float = 0.0
-    """Tokens copied out of the mapping: page cache, or the disk behind it."""
+    """Chunks brought into the mapping at their first use in a process, from the page cache or the disk behind it, and
+    tokens copied out of it."""
     verify_s: float = 0.0
-    """Hashes of chunks at their first use in a process; reads them from the disk where they are not in memory."""
+    """Hashes of chunks at their first use in a process."""
     decode_s: float = 0.0
     """Document starts, and rows put together from pieces."""
     collate_s: float = 0.0
@@ -123,7 +124,7 @@ def read_rows(corpora: Sequence[Readable], places: Places, seq_len: int, documen
     lengths = np.empty(count, np.int32) if any(isinstance(corpus, Packed) for corpus in corpora) else None
     # Asking for a chunk asks the kernel for its file's size: once a call, then.
     held: dict[tuple[int, int], Tokens] = {}
-    begun, verified, decode_s = time.perf_counter(), _verifying(corpora), 0.0
+    begun, before, decode_s = time.perf_counter(), _first_uses(corpora), 0.0
     for i, (source, chunk, start) in enumerate(_each(places)):
         corpus = corpora[source]
         try:
@@ -145,11 +146,11 @@ def read_rows(corpora: Sequence[Readable], places: Places, seq_len: int, documen
     since = time.perf_counter()
     bits = None if starts is None else np.packbits(starts, axis=1)
     ended = time.perf_counter()
-    verify_s = _verifying(corpora) - verified
-    copied = max(0.0, since - begun - decode_s - verify_s)
+    read_s, verify_s = (after - earlier for after, earlier in zip(_first_uses(corpora), before, strict=True))
+    copied = max(0.0, since - begun - decode_s - read_s - verify_s)
     if lengths is not None:  # copying pieces is what putting rows together consists of
         copied, decode_s = 0.0, decode_s + copied
-    spent = Spent(read_s=copied, verify_s=verify_s, decode_s=decode_s + ended - since)
+    spent = Spent(read_s=read_s + copied, verify_s=verify_s, decode_s=decode_s + ended - since)
     return RowTokens(out, bits, lengths, spent)
 
 
@@ -157,8 +158,9 @@ def _each(places: Places) -> Iterable[tuple[int, int, int]]:
     return zip(places.source.tolist(), places.chunk.tolist(), places.start.tolist(), strict=True)
 
 
-def _verifying(corpora: Sequence[Readable]) -> float:
-    return sum(corpus.verify_s for corpus in corpora)
+def _first_uses(corpora: Sequence[Readable]) -> tuple[float, float]:
+    """Seconds spent on reading and on hashing chunks at their first use, since the corpora were opened."""
+    return sum(corpus.read_s for corpus in corpora), sum(corpus.verify_s for corpus in corpora)
 
 
 def _document_starts(corpus: Corpus, chunk: int, start: int, length: int) -> I64:

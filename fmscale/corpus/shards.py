@@ -104,6 +104,11 @@ class Corpus:
             generation.check_shards()
 
     @property
+    def read_s(self) -> float:
+        """Seconds that first uses of its chunks have waited for the kernel to read and map them so far."""
+        return sum(generation.read_s for generation in self._generations)
+
+    @property
     def verify_s(self) -> float:
         """Seconds that this process has spent on hashes of its chunks so far."""
         return sum(generation.verify_s for generation in self._generations)

@@ -37,7 +37,7 @@ def token_loss_sum(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 def batch_loss_sum(model: Callable[[Tensor, Tensor], Tensor], batch: Batch, device: torch.device) -> Tensor:
     """`token_loss_sum` of what `model` makes of the batch's tokens and positions, computed on `device`."""
     tokens_BT, positions_BT, labels_BT = (
-        torch.from_numpy(array).to(device) for array in (batch.tokens, batch.positions, batch.labels)
+        torch.tensor(array, device=device) for array in (batch.tokens, batch.positions, batch.labels)
     )
     return token_loss_sum(model(tokens_BT, positions_BT), labels_BT)
 

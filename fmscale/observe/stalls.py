@@ -18,7 +18,7 @@ SETTLED = 5
 
 REMEDIES = {
     "read_s": "reading shards is slow: keep the corpora on a disk of the node, or {more}",
-    "verify_s": "hashing chunks at their first use is slow (mostly the disk): {more}",
+    "verify_s": "hashing chunks at their first use is slow: {more}",
     "decode_s": "putting rows together is slow: {more}",
     "collate_s": "making arrays takes a core that is busy: give each rank a core of its own",
     "transfer_s": "copying from shared memory is slow: the node's memory is busy, lower data.readers_per_node",

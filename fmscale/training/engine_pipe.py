@@ -92,7 +92,7 @@ class PipeEngine:
         result = []
         for micro_batch in batch.micro_batches(self._micro_batch):
             tokens_BT, positions_BT, labels_BT = (
-                torch.from_numpy(array) for array in (micro_batch.tokens, micro_batch.positions, micro_batch.labels)
+                torch.tensor(array) for array in (micro_batch.tokens, micro_batch.positions, micro_batch.labels)
             )
             result.append(((tokens_BT, positions_BT), labels_BT))
         shape = tuple(result[0][1].shape)

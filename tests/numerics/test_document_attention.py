@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -61,16 +62,17 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
 
 
 def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
-    """Of each parameter, relative to its norm or to 1 % of the whole gradient's: that of queries which see one key
+    """Of each parameter, relative to its norm or to a tenth of the whole gradient's: that of queries which see one key
     each is 0 but for rounding."""
     whole = torch.stack([x.double().norm() for x in theirs.values()]).norm()
     for name, expected in theirs.items():
-        error = (ours[name].double() - expected.double()).norm() / expected.double().norm().clamp(min=0.01 * whole)
+        error = (ours[name].double() - expected.double()).norm() / expected.double().norm().clamp(min=0.1 * whole)
         assert error < tolerance, f"{name}: {error:.1e}"
 
 
 @given(rows=st.lists(row_lengths, min_size=1, max_size=3), n_kv_heads=st.sampled_from([1, 2, 4]))
 @example(rows=[[1, 1, 1], [3]], n_kv_heads=2)
+@example(rows=[[1, 1]], n_kv_heads=1)
 @settings(max_examples=25, deadline=None)
 def test_documents_in_a_row_are_documents_alone(rows: list[list[int]], n_kv_heads: int) -> None:
     """Logits and gradients of a micro-batch in fp32 are those of a loop over documents with a causal model.
@@ -272,8 +274,11 @@ def _two_steps(rank: int, world: int, configs: list[Config]) -> list[list[float]
         topology = Topology(dp=c.parallel.dp, pp=c.parallel.pp)
         engine = build_engine(c, topology, rank, torch.device("cpu"))
         batches = [batch(c, step, topology.data_rank(rank)) for step in range(3)]
-        for each in batches:
-            each.positions[:] = positions(5, 1, SEQ_LEN - 6)
+        documents = positions(5, 1, SEQ_LEN - 6).numpy()
+        batches = [
+            dataclasses.replace(each, positions=np.tile(documents, (len(each.positions), 1)).astype(np.int32))
+            for each in batches
+        ]
         losses = [engine.train_batch(each, learning_rate(step)).loss for step, each in enumerate(batches[:2])]
         result.append([*losses, engine.eval_batch(batches[2])])
         engine.close()

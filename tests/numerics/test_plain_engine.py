@@ -79,7 +79,7 @@ def readable_loop(config: Config, steps: int, lr: float) -> list[tuple[float, fl
     history = []
     for step in range(steps):
         batch = share(config, step)
-        loss = token_loss_sum(model(torch.from_numpy(batch.tokens)), torch.from_numpy(batch.labels)) / batch.targets
+        loss = token_loss_sum(model(torch.tensor(batch.tokens)), torch.tensor(batch.labels)) / batch.targets
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.train.grad_clip)

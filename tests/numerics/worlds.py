@@ -8,7 +8,7 @@ Jobs that need the same number of ranks share one world, since starting processe
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,9 +123,9 @@ def batch(config: Config, step: int, data_rank: int, shape: Shape = WHOLE) -> An
     rows = rank_rows(0, shape.rows, config.parallel.dp, data_rank, MICRO_BATCH)
     masked = np.arange(SEQ_LEN)[None, :] < np.arange(shape.rows)[:, None]
     result = batch_of(rows, tokens[rows[rows >= 0]], int((~masked).sum()), seq_len=shape.seq_len)
-    labels = result.labels.reshape(len(rows), SEQ_LEN)
+    labels = result.labels.reshape(len(rows), SEQ_LEN).copy()
     labels[rows >= 0] = np.where(masked[rows[rows >= 0]], IGNORE, labels[rows >= 0])
-    return result
+    return replace(result, labels=labels.reshape(result.labels.shape))
 
 
 def train(jobs: Sequence[Job], timeout_s: float = 90.0) -> list[list[Outcome]]:

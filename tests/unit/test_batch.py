@@ -108,6 +108,7 @@ def test_a_batch_is_what_token_by_token_makes_of_it(raw: dict[str, Any]) -> None
         assert array.dtype == np.int32
         assert array.shape[1] == (raw["seq_len"] or raw["row_tokens"].shape[1] - 1)
         assert array.reshape(rows, -1).tolist() == [row[i] for row in expected]
+        assert not array.flags.writeable, "it may share memory with the others, and with other batches"
     assert batch.pieces == batch.tokens.shape[0] // rows
     assert batch.targets == (batch.labels != IGNORE).sum(), "its own targets"
     assert batch_of(**raw, targets=99).targets == 99

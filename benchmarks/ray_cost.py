@@ -40,7 +40,8 @@ def train(out: Path, corpus: Path, backend: str, name: str, steps: int) -> tuple
     first: dict[int, float] = {}
     while process.poll() is None:
         time.sleep(0.5)
-        if not run_dir.exists() or len(series(run_dir)) < SKIPPED:
+        done = len(series(run_dir)) if run_dir.exists() else 0
+        if not SKIPPED <= done < steps - 1:  # what starts and what takes leave is no training
             continue
         ranks = {entry["pid"] for entry in pids.read(run_dir) if entry["role"] == "rank"}
         began = began or time.monotonic()

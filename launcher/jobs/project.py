@@ -5,6 +5,7 @@ An allow-list of names and kinds of files: what lies about in a working copy (da
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import tomllib
@@ -16,7 +17,8 @@ from fmscale.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 """Of the code that runs: a working copy, or site-packages."""
 FOLDERS = ("launcher", "fmscale", "data_pipeline", "configs")
-FILES = ("pyproject.toml", "constraints.txt")
+CONSTRAINTS = "constraints.txt"
+FILES = ("pyproject.toml", CONSTRAINTS)
 KINDS = frozenset({".py", ".yaml", ".yml"})
 
 _NAME = re.compile(r"[A-Za-z0-9._-]+")
@@ -41,6 +43,11 @@ def copy_project(into: Path, root: Path = ROOT) -> None:
         shutil.copyfile(root / path, into / path)
 
 
+def constraints_name(root: Path = ROOT) -> str:
+    """Of a copy of constraints.txt, by its content."""
+    return f"constraints-{hashlib.sha256((root / CONSTRAINTS).read_bytes()).hexdigest()[:8]}.txt"
+
+
 def pinned(root: Path = ROOT) -> list[str]:
     """The dependencies of pyproject.toml, each at the version of constraints.txt: `torch==2.13.0`.
 
@@ -48,7 +55,7 @@ def pinned(root: Path = ROOT) -> list[str]:
     """
     try:
         wanted = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
-        constraints = (root / "constraints.txt").read_text().splitlines()
+        constraints = (root / CONSTRAINTS).read_text().splitlines()
     except OSError as error:
         raise ConfigError(
             "the pinned environment is not known here",
@@ -66,7 +73,7 @@ def pinned(root: Path = ROOT) -> list[str]:
         if name is None or version is None:
             raise ConfigError(
                 "a dependency has no pinned version",
-                expected=f"a line NAME==VERSION for it in {root / 'constraints.txt'}",
+                expected=f"a line NAME==VERSION for it in {root / CONSTRAINTS}",
                 found=requirement,
                 do="pin it, or submit with the cluster's own environment",
             )

@@ -17,6 +17,7 @@ import asyncio
 import os
 import re
 import shlex
+import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -53,6 +54,8 @@ RECONNECT_S = 120.0
 QUIET_S, PAUSE_S = 30.0, 0.5
 """After so long without a word the API is asked for a sign of life; between two connections."""
 STOPPED_ON_REQUEST = 85
+INSTALL_S = 3600
+"""How long a node may install packages (Ray: 600): a CUDA build of torch is gigabytes."""
 
 
 @dataclass
@@ -81,7 +84,7 @@ class RayJobs:
 
     def runtime_env(self, spec: JobSpec, load: Shipped) -> dict[str, Any]:
         """As Ray takes it, without the working directory. Raises ConfigError."""
-        packages = {"pip": {"packages": project.pinned(), "pip_check": False}} if self.environment == "pinned" else {}
+        packages = self._packages() if self.environment == "pinned" else {}
         return {"env_vars": _variables(spec, load), **packages}
 
     def state(self, job: str) -> JobState:
@@ -112,6 +115,17 @@ class RayJobs:
         self._require(client, job)
         with told(self.address):
             client.stop_job(job)
+
+    def _packages(self) -> dict[str, Any]:
+        """What Ray has pip install on each node, what those packages need at our versions too. Raises ConfigError.
+
+        Ray makes an environment for each new list of packages, so the file of versions is named by what is in it.
+        """
+        versions = f"-c ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{project.constraints_name()}"
+        return {
+            "pip": {"packages": [*project.pinned(), versions], "pip_check": False},
+            "config": {"setup_timeout_seconds": INSTALL_S},
+        }
 
     def _submit(self, client: Any, spec: JobSpec, command: str, runtime_env: dict[str, Any]) -> str:
         metadata = {RUN: spec.name, RUN_DIR: str(spec.run_dir)}
@@ -206,6 +220,8 @@ def entrypoint(spec: JobSpec, load: Shipped) -> str:
 def pack(load: Shipped, into: Path) -> None:
     """What the job is to find in its working directory."""
     project.copy_project(into)
+    if (versions := into / project.CONSTRAINTS).exists():
+        shutil.copyfile(versions, into / project.constraints_name(into))
     if load.config is not None:
         (into / IN_PACKAGE).parent.mkdir()
         (into / IN_PACKAGE).write_text(load.text)

@@ -3,8 +3,10 @@ a raylet lost and another one come."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from fmscale.observe.events import read_events
 from fmscale.observe.metrics import series
 from fmscale.training.checkpoint import CheckpointStore
 from launcher.driver_process import die_with_parent, sweep
+from launcher.jobs.project import CONSTRAINTS, copy_project
 from launcher.jobs.ray_jobs import RUN, RUN_DIR, RayJobs, submission_ids
 from launcher.jobs.skypilot import SkyPilot, task
 from launcher.jobs.spec import JobSpec
@@ -222,6 +226,43 @@ def test_a_raylet_is_lost_and_another_one_comes(
     alone = Run(runs_root, "alone", words, [*SETTINGS, *settings])
     alone.train()
     assert_same_curve(Run(tmp_path / "runs", "lost", words), alone)
+
+
+@pytest.mark.slow
+def test_a_job_brings_its_own_packages(
+    cluster: RayCluster, jobs: RayJobs, tmp_path: Path, words: Path, runs_root: Path
+) -> None:
+    """--packages pinned: the working copy wants another version of one package than the nodes have, and the ranks on
+    both of them compute with that one. Some minutes and gigabytes: Ray copies the environment of each node."""
+    copy, here = tmp_path / "copy", spec_of(tmp_path, words, "own", "train.steps=40")
+    copy_project(copy)
+    versions = (copy / CONSTRAINTS).read_text()
+    assert f"xxhash=={metadata.version('xxhash')}\n" in versions
+    (copy / CONSTRAINTS).write_text(re.sub(r"(?m)^xxhash==.*$", "xxhash==3.5.0", versions))
+    settings = [str(tmp_path / "tiny.yaml"), *here.arguments[2:], f"run.root={here.run_dir.parent}"]
+    command = [sys.executable, "-m", "launcher.cli", "submit", *settings, "--nodes", "2", "--on", "ray"]
+    command += ["--address", cluster.dashboard, "--packages", "pinned"]
+    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    def libraries() -> list[str]:
+        """The mapped library of each rank, once both are there."""
+        ranks = [entry["pid"] for entry in pids.read(here.run_dir) if entry["role"] == "rank" and pids.alive(entry)]
+        with contextlib.suppress(OSError):
+            maps = [re.search(r"/\S*/xxhash/\S*\.so", Path(f"/proc/{pid}/maps").read_text()) for pid in ranks]
+            return sorted(found[0] for found in maps if found) if len(ranks) == 2 and all(maps) else []
+        return []
+
+    found = until(libraries, lambda: "".join(jobs.logs("own-1", follow=False)), timeout_s=1800)
+    assert [re.search(r"/(\d)/ray/session_\S*/runtime_resources/pip/", path)[1] for path in found] == ["1", "2"]
+    for path in found:
+        assert (Path(path).parents[1] / "xxhash-3.5.0.dist-info").is_dir()
+    said = "".join(jobs.logs("own-1", follow=True))
+    assert jobs.state("own-1").state == "done", said
+    alone = Run(runs_root, "alone-own", words, [*SETTINGS, "train.steps=40"])
+    alone.train()
+    assert_same_curve(Run(tmp_path / "runs", "own", words), alone)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from fmscale.config import from_yaml
 from fmscale.errors import ConfigError
-from launcher.jobs.project import pinned
+from launcher.jobs.project import ROOT, pinned
 from launcher.jobs.ray_jobs import IN_PACKAGE, PASSED, RayJobs, _variables, entrypoint, pack, submission_ids
 from launcher.jobs.shipped import shipped
 from launcher.jobs.spec import Site
@@ -74,11 +74,17 @@ def test_of_the_environment_only_what_is_named_travels(tmp_path: Path, monkeypat
 
 
 def test_ray_takes_the_pinned_environment(tmp_path: Path) -> None:
-    """As far as its own check goes; nothing is installed here."""
+    """As far as its own check goes; that it is installed: tests/integration/test_ray_jobs.py."""
     from ray.runtime_env import RuntimeEnv
 
     spec = spec_of(tmp_path)
-    pins = RuntimeEnv(**RayJobs("http://head:8265", "pinned").runtime_env(spec, shipped(spec)))["pip"]
-    assert pins["packages"] == pinned()
+    load = shipped(spec)
+    pins = RuntimeEnv(**RayJobs("http://head:8265", "pinned").runtime_env(spec, load))["pip"]
+    *packages, versions = pins["packages"]
+    assert packages == pinned()
     assert pins["pip_check"] is False
+    pack(load, tmp_path / "package")
+    (file,) = (tmp_path / "package").glob("constraints-*.txt")
+    assert versions == f"-c ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{file.name}"
+    assert file.read_text() == (ROOT / "constraints.txt").read_text()
     assert "pip" not in RayJobs("http://head:8265").runtime_env(spec, shipped(spec))

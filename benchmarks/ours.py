@@ -31,7 +31,8 @@ def config_of(directory: Path, readers: int = 1) -> Config:
 
 
 def pairs(batches: Iterator[Batch]) -> Iterator[Pair]:
-    """The tensors that a trainer is handed; positions are made too, and not counted."""
+    """What a trainer is handed, as views like the other contenders' (it copies micro-batch by micro-batch). Positions
+    are there too, and not counted."""
     for batch in batches:
         yield torch.from_numpy(batch.tokens), torch.from_numpy(batch.labels)
 

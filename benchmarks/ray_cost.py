@@ -55,7 +55,8 @@ def train(out: Path, corpus: Path, backend: str, name: str, steps: int) -> tuple
                 spent[child.pid] = (times.user + times.system, time.monotonic())
     assert process.returncode == 0, f"{run_dir} ended with {process.returncode}"
     seconds = [line["step_time_s"] for line in series(run_dir)][SKIPPED:]
-    wall = max(at for _, at in spent.values()) - began
+    wall = max((at for _, at in spent.values()), default=began) - began
+    assert wall > 1.0, f"{run_dir} was seen training for {wall:.1f} s: give more steps"
     return statistics.median(seconds), sum(used - first[pid] for pid, (used, _) in spent.items()) / wall
 
 

@@ -28,9 +28,10 @@ from fmscale.errors import FmscaleError
 from launcher.placement import NodeLost, Placement, Plan, Slot
 from launcher.ranks import RankActor
 from launcher.ray_cluster import Cluster, is_gone
+from launcher.ray_join import RANK_START
 
 START_S = 120.0
-"""Longest wait for a new actor's process."""
+"""Longest wait for a new actor's process, unless RANK_START says another."""
 
 
 @dataclass(frozen=True)
@@ -224,16 +225,16 @@ class Members:
                 return None
             raise NodeLost(
                 "a rank's process does not start",
-                expected=f"an answer within {START_S:g} s",
+                expected=f"an answer within {_start_s():g} s",
                 found=str(error).splitlines()[0],
                 do=f"look at {self.config.run_dir / 'logs'} and at the cluster's nodes (`ray status`)",
             ) from error
         return found
 
     def soon(self, answer: Any, each: Callable[[], None] = lambda: None) -> Any:
-        """`ray.get` with START_S to go and an eye on Ray. Raises RayError, RayLost; what `each` does, which is called
-        twice a second."""
-        deadline = time.monotonic() + START_S
+        """`ray.get` with `_start_s()` to go and an eye on Ray. Raises RayError, RayLost; what `each` does, which is
+        called twice a second."""
+        deadline = time.monotonic() + _start_s()
         while True:
             self.cluster.require_alive()
             each()
@@ -242,6 +243,10 @@ class Members:
             except GetTimeoutError:
                 if time.monotonic() > deadline:
                     raise
+
+
+def _start_s() -> float:
+    return float(os.environ.get(RANK_START, START_S))
 
 
 def _member(actor: Any, whereabouts: tuple[str, str, int]) -> Member:

@@ -91,10 +91,8 @@ class Cluster:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """For who asks ten times a second: a process id is not given out again in so short a time, so who has it now is not
-    asked after, which would cost several times as much."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     return True
 
 

@@ -23,6 +23,8 @@ from fmscale.errors import ConfigError, MachineError
 
 NODES = "FMSCALE_RAY_NODES"
 """Environment variable: nodes that a cluster must have before a run begins."""
+RANK_START = "FMSCALE_RANK_START_S"
+"""Environment variable: seconds that a rank's process may take to start, where packages are installed for it first."""
 NODES_S = 600.0
 """Longest wait for them."""
 ADDRESS_FILE, BEGAN = "FMSCALE_RAY_ADDRESS_FILE", "FMSCALE_ALLOCATION_BEGAN"

@@ -248,6 +248,7 @@ class Generation:
         except OSError as error:
             if error.errno != errno.EINVAL:  # a kernel that does not know it
                 raise self._cut_short(chunk, f"{view.size()} bytes: {error.strerror}") from error
+            _ = view[page : end : mmap.PAGESIZE]
 
     def path(self, chunk: int) -> Path:
         """The shard that holds a chunk."""

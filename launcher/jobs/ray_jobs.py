@@ -30,7 +30,7 @@ from launcher.jobs import project
 from launcher.jobs.ray_api import connect, told
 from launcher.jobs.shipped import Shipped, shipped
 from launcher.jobs.spec import JobSpec, JobState
-from launcher.ray_join import NODES
+from launcher.ray_join import NODES, RANK_START
 
 PASSED = re.compile(
     r"(TORCH_)?NCCL_\w+|GLOO_SOCKET_IFNAME|AWS_ENDPOINT_URL|AWS_(DEFAULT_)?REGION|"
@@ -54,8 +54,9 @@ RECONNECT_S = 120.0
 QUIET_S, PAUSE_S = 30.0, 0.5
 """After so long without a word the API is asked for a sign of life; between two connections."""
 STOPPED_ON_REQUEST = 85
-INSTALL_S = 3600
-"""How long a node may install packages (Ray: 600): a CUDA build of torch is gigabytes."""
+INSTALL_S = 900
+"""How long a node may install packages, and a rank there take to start (Ray: 600; a CUDA build of torch is gigabytes).
+It is what Ray gives a job to start on the head, unless RAY_JOB_START_TIMEOUT_SECONDS says otherwise there."""
 
 
 @dataclass
@@ -84,8 +85,10 @@ class RayJobs:
 
     def runtime_env(self, spec: JobSpec, load: Shipped) -> dict[str, Any]:
         """As Ray takes it, without the working directory. Raises ConfigError."""
-        packages = self._packages() if self.environment == "pinned" else {}
-        return {"env_vars": _variables(spec, load), **packages}
+        variables = _variables(spec, load)
+        if self.environment != "pinned":
+            return {"env_vars": variables}
+        return {"env_vars": {**variables, RANK_START: str(INSTALL_S)}, **self._packages()}
 
     def state(self, job: str) -> JobState:
         info = self._info(connect(self.address), job)
@@ -121,9 +124,10 @@ class RayJobs:
 
         Ray makes an environment for each new list of packages, so the file of versions is named by what is in it.
         """
+        pins = project.pinned()
         versions = f"-c ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{project.constraints_name()}"
         return {
-            "pip": {"packages": [*project.pinned(), versions], "pip_check": False},
+            "pip": {"packages": [*pins, versions], "pip_check": False},
             "config": {"setup_timeout_seconds": INSTALL_S},
         }
 

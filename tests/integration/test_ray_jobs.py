@@ -232,13 +232,17 @@ def test_a_raylet_is_lost_and_another_one_comes(
 def test_a_job_brings_its_own_packages(
     cluster: RayCluster, jobs: RayJobs, tmp_path: Path, words: Path, runs_root: Path
 ) -> None:
-    """--packages pinned: the working copy wants another version of one package than the nodes have, and the ranks on
-    both of them compute with that one. Some minutes and gigabytes: Ray copies the environment of each node."""
+    """--packages pinned: the working copy wants other versions of a package, and of one that others need, than nodes
+    have, and the ranks on both of them compute with those. Some minutes and gigabytes: Ray copies the environment of
+    each node."""
     copy, here = tmp_path / "copy", spec_of(tmp_path, words, "own", "train.steps=40")
     copy_project(copy)
     versions = (copy / CONSTRAINTS).read_text()
-    assert f"xxhash=={metadata.version('xxhash')}\n" in versions
-    (copy / CONSTRAINTS).write_text(re.sub(r"(?m)^xxhash==.*$", "xxhash==3.5.0", versions))
+    wanted = {"xxhash": "3.5.0", "idna": "3.10"}
+    for name, version in wanted.items():
+        assert f"{name}=={metadata.version(name)}\n" in versions
+        versions = re.sub(rf"(?m)^{name}==.*$", f"{name}=={version}", versions)
+    (copy / CONSTRAINTS).write_text(versions)
     settings = [str(tmp_path / "tiny.yaml"), *here.arguments[2:], f"run.root={here.run_dir.parent}"]
     command = [sys.executable, "-m", "launcher.cli", "submit", *settings, "--nodes", "2", "--on", "ray"]
     command += ["--address", cluster.dashboard, "--packages", "pinned"]
@@ -254,12 +258,14 @@ def test_a_job_brings_its_own_packages(
             return sorted(found[0] for found in maps if found) if len(ranks) == 2 and all(maps) else []
         return []
 
-    found = until(libraries, lambda: "".join(jobs.logs("own-1", follow=False)), timeout_s=1800)
+    found = until(libraries, lambda: "".join(jobs.logs("own-1", follow=False)), timeout_s=900)
     assert [re.search(r"/(\d)/ray/session_\S*/runtime_resources/pip/", path)[1] for path in found] == ["1", "2"]
     for path in found:
-        assert (Path(path).parents[1] / "xxhash-3.5.0.dist-info").is_dir()
+        for name, version in wanted.items():
+            assert (Path(path).parents[1] / f"{name}-{version}.dist-info").is_dir()
     said = "".join(jobs.logs("own-1", follow=True))
     assert jobs.state("own-1").state == "done", said
+    assert "restart" not in said
     alone = Run(runs_root, "alone-own", words, [*SETTINGS, "train.steps=40"])
     alone.train()
     assert_same_curve(Run(tmp_path / "runs", "own", words), alone)

@@ -61,12 +61,14 @@ def relative_error(ours: Tensor, theirs: Tensor) -> float:
     return ((ours.double() - theirs.double()).norm() / theirs.double().norm()).item()
 
 
-def assert_same_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float) -> None:
-    """Of each parameter, relative to its norm or to a tenth of the whole gradient's: that of queries which see one key
+def assert_same_gradients(
+    ours: dict[str, Tensor], theirs: dict[str, Tensor], tolerance: float, floor: float = 0.01
+) -> None:
+    """Of each parameter, relative to its norm or to `floor` of the whole gradient's: that of queries which see one key
     each is 0 but for rounding."""
     whole = torch.stack([x.double().norm() for x in theirs.values()]).norm()
     for name, expected in theirs.items():
-        error = (ours[name].double() - expected.double()).norm() / expected.double().norm().clamp(min=0.1 * whole)
+        error = (ours[name].double() - expected.double()).norm() / expected.double().norm().clamp(min=floor * whole)
         assert error < tolerance, f"{name}: {error:.1e}"
 
 
@@ -93,7 +95,10 @@ def test_documents_in_a_row_are_documents_alone(rows: list[list[int]], n_kv_head
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
     weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     assert_same_gradients(
-        gradients(model, (ours * weights).sum()), gradients(causal, (expected * weights).sum()), tolerance=1e-5
+        gradients(model, (ours * weights).sum()),
+        gradients(causal, (expected * weights).sum()),
+        tolerance=1e-5,
+        floor=0.1,  # where all documents are single tokens, that of queries is nothing but rounding
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from fmscale.config import from_yaml
 from fmscale.errors import ConfigError
+from launcher.jobs import project
 from launcher.jobs.project import ROOT, pinned
 from launcher.jobs.ray_jobs import IN_PACKAGE, PASSED, RayJobs, _variables, entrypoint, pack, submission_ids
 from launcher.jobs.shipped import shipped
@@ -73,7 +74,7 @@ def test_of_the_environment_only_what_is_named_travels(tmp_path: Path, monkeypat
     assert "canary" not in str(refused.value)
 
 
-def test_ray_takes_the_pinned_environment(tmp_path: Path) -> None:
+def test_ray_takes_the_pinned_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as its own check goes; that it is installed: tests/integration/test_ray_jobs.py."""
     from ray.runtime_env import RuntimeEnv
 
@@ -87,4 +88,7 @@ def test_ray_takes_the_pinned_environment(tmp_path: Path) -> None:
     (file,) = (tmp_path / "package").glob("constraints-*.txt")
     assert versions == f"-c ${{RAY_RUNTIME_ENV_CREATE_WORKING_DIR}}/{file.name}"
     assert file.read_text() == (ROOT / "constraints.txt").read_text()
+    monkeypatch.setattr(project, "pinned", lambda: pinned(tmp_path))
+    with pytest.raises(ConfigError, match="the pinned environment is not known here"):
+        RayJobs("http://head:8265", "pinned").runtime_env(spec, load)
     assert "pip" not in RayJobs("http://head:8265").runtime_env(spec, shipped(spec))

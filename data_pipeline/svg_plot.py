@@ -125,5 +125,6 @@ def _short(name: str, most: int = 36) -> str:
 
 def _round_up(value: float) -> float:
     """The next number of two figures of which a quarter has two figures as well."""
+    value = max(value, 1e-300)  # below that, powers of ten are no numbers any more
     power = 10.0 ** math.floor(math.log10(value))
     return next(step * power for step in _TOPS if step * power >= value * (1 - 1e-12))

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from data_pipeline.svg_plot import WIDTH, Row, bars, columns, escape, number
@@ -18,6 +18,7 @@ rows = st.lists(
 
 
 @given(rows)
+@example([Row("", (5e-324, 0), "")])
 def test_any_names_and_values_make_a_well_formed_plot_with_a_bar_for_each_value(rows: list[Row]) -> None:
     values = sum(value > 0 for row in rows for value in row.values)
     for plot in (bars(rows, ("<a>", "&b"), "<u>"), columns(rows, ("<a>", "&b"), "<u>", "<about>")):

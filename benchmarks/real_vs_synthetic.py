@@ -1,20 +1,25 @@
 """What real data costs a training step: `make bench-real`; about 6 minutes on two quiet cores.
 
-The demo's model trains in one process, by turns on one batch of synthetic tokens over and over, on what LocalLoader
+The demo's model trains in one process, by turns on synthetic tokens that lie ready in memory, on what LocalLoader
 reads, and on what RayLoader gets from a reader actor. Everything else is the same: `Feed` hands over, checks and hashes
 each batch, one engine makes each step. Turns are short and their order rotates, so that what the machine does meanwhile
 falls on all alike; each turn is compared with the synthetic one next to it.
+
+Steps of one kind differ by more than data costs. So the cost is also told directly, from the same steps: how long
+`Feed` takes to hand a batch over, and the processor time of the threads that read ahead (with Ray: that receive).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -38,19 +43,20 @@ from tests.corpora import make_corpus
 
 BAR = 0.01
 RESAMPLES = 10_000
+SYNTHETIC = 64
+"""Batches of synthetic tokens; one alone would soon be known by heart, and have gradients like no others."""
 
 
 class FixedLoader:
-    """Hands out the tokens of one batch for ever, under the row numbers that are due."""
+    """Hands out the tokens of the same few batches for ever, under the row numbers that are due."""
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
+    def __init__(self, batches: list[Batch]) -> None:
+        self._batches = batches
 
     def batches(self, first_row: int) -> Iterator[Batch]:
-        rows = np.arange(first_row, first_row + len(self._batch.rows))
-        while True:
-            yield replace(self._batch, rows=rows)
-            rows = rows + len(rows)
+        size = len(self._batches[0].rows)
+        for number, batch in enumerate(itertools.cycle(self._batches)):
+            yield replace(batch, rows=np.arange(first_row + number * size, first_row + (number + 1) * size))
 
     def heldout_batches(self) -> Iterator[Batch]:
         return iter(())
@@ -65,6 +71,18 @@ class FixedLoader:
         pass
 
 
+class Cost(NamedTuple):
+    """Of one step, in seconds."""
+
+    all: float
+    cpu: float
+    """Processor time of this process."""
+    hand_over: float
+    """Until the batch was there, the same on all ranks."""
+    beside: float
+    """Processor time of other threads than the one that trains; torch has none here."""
+
+
 @dataclass
 class Arm:
     """One source of batches, and how far it has got."""
@@ -73,17 +91,18 @@ class Arm:
     engine: Engine
     step: int = 0
 
-    def turn(self, steps: int) -> list[tuple[float, float]]:
-        """(seconds, processor seconds of this process) of each step but the first, into which the turn before may
-        reach."""
-        seconds = []
+    def turn(self, steps: int) -> Cost:
+        """The median of each cost over the steps but the first, into which the turn before may reach."""
+        costs = []
         for _ in range(steps):
-            started, cpu = time.perf_counter(), time.process_time()
+            started, cpu, own = time.perf_counter(), time.process_time(), time.thread_time()
             self.step += 1
             fed = self.feed.next(self.feed.data.order.steps.step(self.step), IDLE)
+            handed = time.perf_counter()
             self.engine.train_batch(fed.batch, 1e-4)
-            seconds.append((time.perf_counter() - started, time.process_time() - cpu))
-        return seconds[1:]
+            ended, cpu, own = time.perf_counter(), time.process_time() - cpu, time.thread_time() - own
+            costs.append((ended - started, cpu, handed - started, cpu - own))
+        return Cost(*np.median(costs[1:], axis=0).tolist())
 
 
 def make_arms(config: Config, readers: list[object]) -> dict[str, Arm]:
@@ -91,9 +110,9 @@ def make_arms(config: Config, readers: list[object]) -> dict[str, Arm]:
 
     data, topology, control = open_run_data(config), Topology(dp=1, pp=1), dist.new_group(backend="gloo")
     engine = build_engine(config, topology, 0, torch.device("cpu"))
-    size = config.train.global_batch
+    size, reader = config.train.global_batch, RowReader(data)
     loaders: dict[str, Loader] = {
-        "synthetic": FixedLoader(RowReader(data).read(np.arange(size))),
+        "synthetic": FixedLoader([reader.read(np.arange(i * size, (i + 1) * size)) for i in range(SYNTHETIC)]),
         "LocalLoader": LocalLoader(config, data, 0),
         "RayLoader": RayLoader(readers, config, data, 0),
     }
@@ -143,31 +162,35 @@ def main() -> int:
         names = list(arms)
         for arm in arms.values():
             arm.turn(options.steps)
-        median_s: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        costs: dict[str, list[Cost]] = {name: [] for name in names}
         for number in range(options.rounds):
             for name in np.roll(names, number % len(names)):
-                median_s[name].append(np.median(arms[name].turn(options.steps), axis=0))
+                costs[name].append(arms[name].turn(options.steps))
         for arm in arms.values():
             arm.feed.loader.close()
         dist.destroy_process_group()
-    base = np.array(median_s["synthetic"])
-    train = config.train
+    of = {name: Cost(*np.array(costs[name]).T) for name in names}  # arrays over turns
+    base, train = of["synthetic"], config.train
+    step_s = float(np.median(base.all))
     print(
         f"engine plain, {train.precision}, 1 thread, {train.global_batch} x {config.data.seq_len} tokens a step; "
-        f"{options.rounds} turns of {options.steps} steps; "
-        f"with synthetic tokens a step takes {np.median(base[:, 0]) * 1e3:.1f} ms"
+        f"{options.rounds} turns of {options.steps} steps; with synthetic tokens a step takes {step_s * 1e3:.1f} ms"
     )
     passed = True
     for name in names[1:]:
-        ratios = np.array(median_s[name]) / base
-        median, low, high = ratio_interval(ratios[:, 0])
+        median, low, high = ratio_interval(of[name].all / base.all)
         passed &= median <= 1 + BAR
         interval = f"95 % {low - 1:+.2%} to {high - 1:+.2%}; bar +1 %"
-        cpu, low, high = ratio_interval(ratios[:, 1])
+        cpu, low, high = ratio_interval(of[name].cpu / base.cpu)
         print(
             f"{name:<12} step time {median - 1:+.2%} of synthetic's ({interval}); "
             f"processor time of the rank {cpu - 1:+.2%} ({low - 1:+.2%} to {high - 1:+.2%})"
         )
+    for name, cost in of.items():
+        hand_over, beside = (cost.hand_over - base.hand_over).mean(), (cost.beside - base.beside).mean()
+        more = "" if name == "synthetic" else f"; {(hand_over + beside) / step_s:+.2%} of a step more than synthetic's"
+        told = np.median(cost.hand_over) * 1e3, np.median(cost.beside) * 1e3
+        print(f"{name:<12} {told[0]:.2f} ms to hand over, {told[1]:.2f} ms of other threads{more}")
     return 0 if passed else 1
 
 

@@ -14,7 +14,6 @@ import functools
 import json
 import multiprocessing
 import time
-from collections import Counter
 from collections.abc import Callable
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -40,8 +39,8 @@ def rules(pool: Pool, inputs: Inputs, out: Path) -> dict[str, float]:
 
 
 def _kept_by_rules(inputs: Inputs, out: Path, task: int) -> None:
-    kept = through(_documents(inputs, task), steps_of(entries(RULES)), Counter())
-    _write_ids(out, task, [document.id for document in kept if not document.dropped])
+    kept = through(_documents(inputs, task), steps_of(entries(RULES)), lambda rejected: None)
+    _write_ids(out, task, [document.id for document in kept])
 
 
 def minhash(pool: Pool, inputs: Inputs, out: Path) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """The unit of the pipeline and the law of its steps: one document in, one document out.
 
 A step never makes a document disappear. It hands on what it rejects with a reason (`drop`), and `through` takes the
-rejected ones out and counts them by reason. So `in = out + dropped` holds for every step, ours or a user's, and a
-step that loses documents is found at once.
+rejected ones out. So `in = out + dropped` holds for every step, ours or a user's, and a step that loses documents is
+found at once.
 
     def no_latin(documents):                       # a step of one's own; a recipe names it `mypackage.steps:no_latin`
         for document in documents:
@@ -12,7 +12,6 @@ step that loses documents is found at once.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +58,7 @@ def text_id(text: str) -> str:
 
 
 def drop(document: Document, reason: str, found: float | str | None = None) -> Document:
-    """`document`, rejected; `found` is the value that broke the rule. Its text goes on until `through` has shown it."""
+    """`document`, rejected; `found` is the value that broke the rule. Its text stays, for those who look at it."""
     assert reason, "a drop needs a reason"
     return dataclasses.replace(document, dropped=reason, found=found)
 
@@ -76,51 +75,45 @@ def change(document: Document, text: str, **tally: int) -> Document:
 def through(
     documents: Iterable[Document],
     steps: Sequence[Step],
-    dropped: Counter[str],
-    show: Callable[[Document], None] = lambda rejected: None,
+    reject: Callable[[Document], None],
     clock: Clock | None = None,
 ) -> Iterator[Document]:
-    """All documents after all steps, the rejected ones among them (in place, text empty), each counted in `dropped`.
+    """The documents that all steps keep, in order. Each step sees only what the steps before it kept.
 
-    A step sees only what the steps before it kept. show: is given each rejected document with its text.
+    reject: is given each of the others, with its text, as soon as it is rejected: nothing waits for it, so that a
+    million in a row take no memory. Their order is that of the documents for each step, not over several.
     clock: measures each step.
     """
     clock = clock or Clock()
-    stream: Iterator[Document] = iter(documents)
+    stream = _kept(documents, reject)
     for step in steps:
-        stream = clock.measure(step_name(step), _around(step, stream))
-    for document in stream:
+        stream = clock.measure(step_name(step), _kept(_answers(step, stream), reject))
+    yield from stream
+
+
+def _kept(documents: Iterable[Document], reject: Callable[[Document], None]) -> Iterator[Document]:
+    for document in documents:
         if document.dropped:
-            dropped[document.dropped] += 1
-            show(document)
-            document = dataclasses.replace(document, text="")
-        yield document
+            reject(document)
+        else:
+            yield document
 
 
-def _around(step: Step, documents: Iterator[Document]) -> Iterator[Document]:
-    """`step` over the documents that are still kept, the rejected ones put back in their places."""
-    waiting: deque[Document | None] = (
-        deque()
-    )  # what the step has not answered yet: None stands for one that it was given
+def _answers(step: Step, documents: Iterator[Document]) -> Iterator[Document]:
+    """`step`'s documents, held to the law: as many as it was given."""
+    given = answered = 0
 
-    def kept() -> Iterator[Document]:
+    def counted() -> Iterator[Document]:
+        nonlocal given
         for document in documents:
-            if document.dropped:
-                waiting.append(document)
-            else:
-                waiting.append(None)
-                yield document
+            given += 1
+            yield document
 
-    for answer in step(kept()):
-        while waiting and (rejected := waiting[0]) is not None:
-            waiting.popleft()
-            yield rejected
-        assert waiting, f"step {step_name(step)} returned more documents than it was given"
-        waiting.popleft()
+    for answer in step(counted()):
+        answered += 1
+        assert answered <= given, f"step {step_name(step)} returned more documents than it was given"
         yield answer
-    for left in waiting:
-        assert left is not None, f"step {step_name(step)} lost documents: reject with drop(document, reason)"
-        yield left
+    assert answered == given, f"step {step_name(step)} lost documents: reject with drop(document, reason)"
     assert next(documents, None) is None, f"step {step_name(step)} stopped before the last document"
 
 

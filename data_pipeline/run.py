@@ -108,13 +108,13 @@ def _texts(recipe: Recipe, pinned: Inputs) -> Iterator[str]:
     records = 0
 
     def documents() -> Iterator[Document]:
+        nonlocal records
         for piece, _ in zip(pieces, follow("sample", (p.stop - p.start for p in pieces), pinned.bytes), strict=True):
-            yield from read_piece(pinned.files[piece.file], piece, names, recipe.max_bad_run)
+            for document in read_piece(pinned.files[piece.file], piece, names, recipe.max_bad_run):
+                records += 1
+                yield document
 
-    for document in through(documents(), steps, dropped):
-        records += 1
-        if document.dropped:
-            continue
+    for document in through(documents(), steps, lambda rejected: dropped.update([rejected.dropped])):
         if is_heldout(recipe, document):
             dropped["held out"] += 1
         else:

@@ -99,18 +99,20 @@ def _scan(work: Work, task: int, phase: int) -> Done:
             survey.add(rejected)
             write_dropped(rejected)
 
+        def reject(document: Document) -> None:
+            counts.dropped[document.file, document.dropped] += 1
+            with clock.part("store"):
+                show(document)
+
         def read() -> Iterator[Document]:
             for document in clock.measure("read", documents(work, phase, task, show, counts.hashes)):
                 counts.records[document.file] += 1
                 yield document
 
         def kept() -> Iterator[Document]:
-            for document in through(read(), steps, Counter(), show, clock):
-                if document.dropped:
-                    counts.dropped[document.file, document.dropped] += 1
-                else:
-                    counts.tally.update(document.tally)
-                    yield document
+            for document in through(read(), steps, reject, clock):
+                counts.tally.update(document.tally)
+                yield document
 
         for batch in batches(kept()):
             with clock.part(f"keys of {ends.name}"):

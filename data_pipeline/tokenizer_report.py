@@ -59,8 +59,7 @@ def measure(
     seen = np.zeros(tokenizer.vocab_size, bool)
     counts: dict[tuple[str, str], Counter[str]] = {}
     steps = steps_of([entry for entry in entries(recipe.steps) if not entry.is_pass])
-    kept = (document for document in through(documents(), steps, Counter()) if not document.dropped)
-    for batch in batches(kept):
+    for batch in batches(through(documents(), steps, lambda rejected: None)):
         for document, tokens in zip(batch, tokenizer.encode_batch([d.text for d in batch]), strict=True):
             seen[tokens] = True
             place = document.source.split("/")[0], str(document.meta.get("language", ""))

@@ -55,6 +55,15 @@ def hold_until(run: Run, kind: str, count: int, rank: int = 0) -> None:
     stopped.resume()
 
 
+def lose_a_node(cluster: Raylets, run: Run) -> None:
+    """The node of rank 1, after step 30; told of once the run has noticed."""
+    other = cluster.add(2)
+    run.start(env=cluster.environment)
+    run.wait_for_step(30)
+    cluster.kill(other)
+    run.wait_for(lambda: events(run, "incident"))
+
+
 def test_a_node_is_lost_and_comes_back(runs_root: Path, words: Path, reference_run: Run) -> None:
     with Raylets() as cluster:
         other = cluster.add(2)
@@ -170,12 +179,8 @@ def test_a_pipeline_loses_a_node_with_all_stages_of_a_data_rank(runs_root: Path,
 @pytest.mark.slow
 def test_without_elasticity_another_node_is_waited_for(runs_root: Path, words: Path, reference_run: Run) -> None:
     with Raylets() as cluster:
-        other = cluster.add(2)
         run = Run(runs_root, "waits", words, [*ON_RAY, "launch.spares=0"])
-        run.start(env=cluster.environment)
-        run.wait_for_step(30)
-        cluster.kill(other)
-        run.wait_for(lambda: events(run, "incident"))
+        lose_a_node(cluster, run)
         cluster.add(3)
         assert run.finish() == 0, run.output()
     assert sizes(run) == []
@@ -185,12 +190,8 @@ def test_without_elasticity_another_node_is_waited_for(runs_root: Path, words: P
 @pytest.mark.slow
 def test_a_run_that_waits_for_room_can_be_stopped(runs_root: Path, words: Path) -> None:
     with Raylets() as cluster:
-        other = cluster.add(2)
         run = Run(runs_root, "waiting", words, [*ELASTIC, "launch.elastic_wait_s=100"])
-        run.start(env=cluster.environment)
-        run.wait_for_step(30)
-        cluster.kill(other)
-        run.wait_for(lambda: events(run, "incident"))
+        lose_a_node(cluster, run)
         assert run.process is not None
         run.process.send_signal(signal.SIGTERM)
         assert run.finish(30) == 85, run.output()

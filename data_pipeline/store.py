@@ -111,7 +111,11 @@ def check(url: str, name: str, size: int, stamp: str) -> None:
     fs.invalidate_cache()
     info = _patiently(name, lambda: fs.info(path))
     if info.get("size") != size or _stamp(info) != stamp:
-        raise changed(name, f"{size} bytes, {stamp or 'no stamp'}", f"{info.get('size')} bytes, {_stamp(info)}")
+        raise changed(name, _words(size, stamp), _words(info.get("size"), _stamp(info)))
+
+
+def _words(size: int | None, stamp: str) -> str:
+    return f"{'an unknown number of' if size is None else size} bytes, {stamp or 'no stamp'}"
 
 
 def _whole(fetch: Callable[[int, int], bytes], start: int, stop: int) -> bytes:

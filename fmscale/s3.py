@@ -62,9 +62,12 @@ class Bucket:
             session = Session()
             session.register_component("data_loader", _loader())
             self._client: Any = session.create_client("s3", config=settings)
-        except BotoCoreError as error:
+        except (BotoCoreError, ValueError) as error:  # the latter for an endpoint that is no URL
             raise ConfigError(
-                "botocore cannot be set up", found=str(error), do="correct the AWS_* variables"
+                "botocore cannot be set up",
+                expected="settings of AWS that it can read: variables AWS_*, and the files that they name",
+                found=str(error),
+                do="correct AWS_ENDPOINT_URL (http(s)://HOST:PORT), AWS_PROFILE or ~/.aws, whichever that names",
             ) from error
 
     def within(self, seconds: float) -> None:

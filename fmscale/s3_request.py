@@ -15,7 +15,6 @@ import re
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from fmscale.errors import ConfigError, MachineError
 
@@ -32,7 +31,7 @@ def check_url(url: str) -> tuple[str, str]:
             found="an address with other characters; it is not shown, for it may hold a secret" if "@" in url else url,
             do="correct it; credentials go into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile",
         )
-    if "@" in urlsplit(os.environ.get("AWS_ENDPOINT_URL", "")).netloc:
+    if "@" in os.environ.get("AWS_ENDPOINT_URL", ""):  # anywhere: of one that is no URL nobody knows its parts
         raise ConfigError(
             "AWS_ENDPOINT_URL holds credentials",
             expected="http(s)://HOST:PORT",

@@ -23,6 +23,7 @@ class Site:
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
     tell_length: bool = True
+    tell_stamp: bool = True
     gzip_coding: bool = False
     fate: Callable[[int, str, str], str | int | None] = field(default=lambda number, method, path: None)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
@@ -58,7 +59,9 @@ def web_server() -> Iterator[Site]:
             body = site.files[path]
             etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
             wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-            status, extra = 200, {"ETag": etag, "Content-Type": "application/octet-stream"}
+            status, extra = 200, {"Content-Type": "application/octet-stream"}
+            if site.tell_stamp:
+                extra["ETag"] = etag
             if wanted and site.ranges:
                 start, stop = int(wanted[1]), int(wanted[2]) + 1
                 status = 206

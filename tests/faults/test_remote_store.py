@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from fmscale.config import CheckpointConfig, Config, RunConfig
+from fmscale.config import CheckpointConfig, Config, ParallelConfig, RunConfig
 from fmscale.errors import CheckpointError, ConfigError, MachineError, RunHeldError
 from fmscale.observe.heartbeat import Heartbeat
 from fmscale.s3 import Bucket
@@ -160,6 +160,9 @@ def test_bytes_that_changed_in_the_store_or_here_are_found(tmp_path: Path, serve
     damaged.write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match="other bytes than were written"):
         upload(remote, second, term)
+    damaged.unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}\n  found: pruned before it was in the object store"):
+        upload(remote, second, term)
     shutil.rmtree(damaged.parent)
     with pytest.raises(CheckpointError, match="cannot be believed"):
         upload(remote, second, term)
@@ -194,8 +197,11 @@ def test_a_fifth_of_all_requests_fails_in_every_way(tmp_path: Path, server: Prox
     assert sum("uploads" in request.path or "partNumber" in request.path for request in server.requests) > 5
 
 
-@pytest.mark.parametrize("fate", ["stall", "trickle"])
-def test_a_stalled_server_is_given_up_and_asked_again(tmp_path: Path, server: Proxy, fate: str) -> None:
+@pytest.mark.parametrize(
+    ("fate", "found"),
+    [("stall", "ReadTimeoutError: "), ("trickle", r"TimeoutError: [1-9]\d{,2} of \d+ bytes came in time")],
+)
+def test_a_stalled_server_is_given_up_and_asked_again(tmp_path: Path, server: Proxy, fate: str, found: str) -> None:
     run_dir, commit, _ = saved(tmp_path)
     bucket = remote_of(run_dir, timeout_s=0.5).bucket
     stalled = iter([fate, fate])
@@ -205,9 +211,18 @@ def test_a_stalled_server_is_given_up_and_asked_again(tmp_path: Path, server: Pr
     assert 1.0 < time.monotonic() - begun < 5
     server.fate = lambda request: fate
     bucket.within(1.0)
-    with pytest.raises(MachineError, match="did not read an object"):
+    with pytest.raises(MachineError, match=rf"did not read an object\n.*\n  found: {found}"):
         bucket.get(f"checkpoints/{commit.name}/{MARKER}")
     assert time.monotonic() - begun < 10
+
+
+def test_an_answer_that_is_always_cut_says_how_far_it_came(tmp_path: Path, server: Proxy) -> None:
+    run_dir, commit, _ = saved(tmp_path)
+    bucket, size = remote_of(run_dir).bucket, len(commit.to_bytes())
+    server.fate = lambda request: "cut"
+    bucket.within(0.2)
+    with pytest.raises(MachineError, match=f"found: OSError: the body ended after {size // 2} of {size} bytes"):
+        bucket.get(f"checkpoints/{commit.name}/{MARKER}")
 
 
 def test_a_store_that_stays_down_is_an_error_that_names_it(tmp_path: Path, server: Proxy) -> None:
@@ -240,7 +255,9 @@ def test_a_refusal_is_not_repeated_and_names_the_variables_and_no_secret(tmp_pat
 def test_without_credentials_or_bucket_there_is_no_blind_retry(
     tmp_path: Path, server: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(MachineError, match=r"NoSuchBucket \(404\)"):
+    with pytest.raises(
+        MachineError, match=r"NoSuchBucket \(404\).*\n  do: check the bucket and what the store supports"
+    ):
         Bucket("s3://no-such-bucket/x").get("key")
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -248,8 +265,24 @@ def test_without_credentials_or_bucket_there_is_no_blind_retry(
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     with pytest.raises(MachineError, match=r"Unable to locate credentials\n.*AWS_ACCESS_KEY_ID"):
         Bucket(f"s3://{BUCKET}/x").get("key")
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(ConfigError, match="nobody"):
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "found"),
+    [
+        ("AWS_PROFILE", "nobody", r"The config profile \(nobody\) could not be found"),
+        ("AWS_CONFIG_FILE", __file__, f"Unable to parse config file: {__file__}"),
+        ("AWS_ENDPOINT_URL", "no url", "Invalid endpoint: no url"),
+    ],
+)
+def test_settings_of_aws_that_cannot_work_are_told(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, found: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(
+        ConfigError,
+        match=rf"botocore cannot be set up\n  expected: settings .*\n  found: {found}\n  do: correct .*AWS_",
+    ):
         Bucket(f"s3://{BUCKET}/x")
 
 
@@ -265,10 +298,13 @@ def test_secrets_in_addresses_are_refused_unsaid(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError) as caught:
         check_url(f"s3://key:{SECRET}@bucket/x")
     assert SECRET not in str(caught.value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://key:{SECRET}@host")
-    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL holds credentials") as caught:
-        check_url("s3://bucket/x")
-    assert SECRET not in str(caught.value)
+    for endpoint in (f"http://key:{SECRET}@host", f"http:/key:{SECRET}@host"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+        with pytest.raises(
+            ConfigError, match=r"AWS_ENDPOINT_URL holds credentials\n.*\n  do: put them into AWS_A"
+        ) as caught:
+            check_url("s3://bucket/x")
+        assert SECRET not in str(caught.value)
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,6 +390,34 @@ def test_a_zombies_next_save_is_refused_on_its_own_disk_once_its_uploader_has_le
         with pytest.raises(CheckpointError, match="another has taken the run over"):
             save(run_dir, 30, term, late.name)
     assert newest(run_dir, tmp_path) == old
+
+
+def test_a_term_whose_record_the_store_has_lost_writes_nothing_there(tmp_path: Path, server: Proxy) -> None:
+    run_dir, old, term = saved(tmp_path)
+    remote, commit = remote_of(run_dir), save(run_dir, 20, term, old.name)
+    remote.bucket.delete(list(remote.bucket.list("lease/")))
+    with pytest.raises(CheckpointError, match=r"expected: its record in s3://.*/lease\n.*\n  do: restore that record"):
+        upload(remote, commit, term)
+    remote.sync_terms()  # as the next start does
+    upload(remote, commit, term)
+
+
+def test_a_rank_that_does_not_copy_its_files_is_named(tmp_path: Path, server: Proxy) -> None:
+    run = RunConfig(root=str(tmp_path), name=new_run(tmp_path).name)
+    rule = CheckpointConfig(remote=f"s3://{BUCKET}/runs", remote_timeout_s=1)
+    config = Config(run=run, checkpoint=rule, parallel=ParallelConfig(dp=2))
+    run_dir = config.run_dir
+    term, hearts = begin(run_dir, remote_of(run_dir)), [Heartbeat(run_dir, rank) for rank in range(2)]
+    late = "in time expected: all files within checkpoint.remote_timeout_s=1 found: rank 1 not done do: look at those"
+    named = pytest.raises(MachineError, match=f"found: step-00000010.t0001 did not reach the object store {late}")
+    with named, Uploader(config, 0, term, None, hearts[0]):
+        commit = save(run_dir, 10, term, None)
+    (run_dir / "checkpoints" / commit.name / "rank-00001.safetensors").unlink()
+    lost = r"found: rank 1: checkpoint .*/rank-00001\.safetensors found: pruned before it was in the object store"
+    term = begin(run_dir, remote_of(run_dir), commit)
+    second, first = (Uploader(config, rank, term, commit, hearts[rank]) for rank in (1, 0))
+    with pytest.raises(MachineError, match=lost), second, first:
+        pass
 
 
 def test_a_limit_on_the_last_upload_and_what_the_next_start_does(tmp_path: Path, server: Proxy) -> None:

@@ -147,6 +147,44 @@ def test_a_content_length_that_is_always_wrong(site: Site, ranges: bool) -> None
         read(pinned)
 
 
+@pytest.mark.parametrize(
+    ("ranges", "found"),
+    [
+        (True, "180 bytes came instead of 190 from 6000 on"),
+        (False, "the server's answer ended after 6180 of 6190 bytes"),
+    ],
+)
+def test_a_file_that_shrinks_while_it_is_read(site: Site, ranges: bool, found: str) -> None:
+    site.ranges = ranges
+    pinned = pin([site.url("a.jsonl")])
+
+    def cut(number: int, method: str, path: str) -> None:
+        if method == "GET":
+            site.files["a.jsonl"] = LINES[:-10]
+
+    site.fate = cut
+    with pytest.raises(
+        DamagedInput,
+        match=rf"cannot be read from its store\n.*\n  found: OSError: {found}, at the last of 6 tries\n",
+    ):
+        read(pinned)
+
+
+def test_a_server_that_stamps_nothing_has_the_size_of_its_files_watched(site: Site) -> None:
+    site.tell_stamp = False
+    pinned = pin([site.url("a.jsonl")])
+    assert len(read(pinned)) == 300
+    site.files["a.jsonl"] = LINES[:-10]
+    with pytest.raises(
+        DamagedInput,
+        match=r"changed while .* prepared\n  expected: a\.jsonl with 6190 bytes, no stamp\n  found: 6180 bytes, no st",
+    ):
+        read(pinned)
+    site.tell_length = False
+    with pytest.raises(DamagedInput, match="found: an unknown number of bytes, no stamp"):
+        read(pinned)
+
+
 def test_a_web_page_that_is_gone_is_asked_for_once(site: Site) -> None:
     pinned = pin([site.url("a.jsonl")])
     site.files.clear()

@@ -204,10 +204,16 @@ def test_damaged_or_lost_term_records_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match="a term record is damaged"):
             newest(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"found: {path}: its hash does not hold\n  do: restore that file"):
+        newest(tmp_path)  # there is a line too many still
     path.unlink()
     with pytest.raises(CheckpointError, match="has checkpoints and no term records"):
         newest(tmp_path)
     path.write_bytes(whole)
+    term_path(tmp_path, 2).write_bytes(whole)
+    with pytest.raises(CheckpointError, match=r"expected: the record of term 2 .*\n.*: it is the record of term 1\n"):
+        newest(tmp_path)
+    term_path(tmp_path, 2).unlink()
     (term_path(tmp_path, 2)).mkdir()
     with pytest.raises(CheckpointError, match="a term record cannot be read"):
         newest(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -191,19 +192,33 @@ def test_an_edit_that_no_checkpoint_has_seen_goes_along_with_its_term(tmp_path: 
 
 def damage(run_dir: Path, commit: Commit, which: str) -> None:
     bucket = remote_of(run_dir).bucket
-    keys = [key for key in bucket.list(f"checkpoints/{commit.name}/records") if key.endswith(LIST) == (which == LIST)]
+    of_list = which.endswith(LIST)
+    keys = [key for key in bucket.list(f"checkpoints/{commit.name}/records") if key.endswith(LIST) == of_list]
     key = max(keys, key=lambda key: bucket.list(key)[key])
     content = bytearray(bucket.get(key) or b"")
-    content[len(content) // 2] ^= 1
-    if which == "missing":
+    if which == f"future {LIST}":
+        content = content.replace(b'"version":1', b'"version":2')
+    else:
+        content[len(content) // 2] ^= 1
+    if which in ("missing", f"no {LIST}"):
         bucket.delete([key])
     else:
         bucket.put(key, bytes(content if which != "short" else content[:-1]))
 
 
-@pytest.mark.parametrize("which", [LIST, "file", "short", "missing"])
+@pytest.mark.parametrize(
+    ("which", "found"),
+    [
+        (LIST, "."),
+        (f"no {LIST}", "no such object: it was copied by an older version, say"),
+        (f"future {LIST}", "another format, or its hash does not hold"),
+        ("file", r"metrics\.jsonl: .*xxh3"),
+        ("short", r"metrics\.jsonl of [\d,]+ bytes"),
+        ("missing", r"metrics\.jsonl of 0 bytes"),
+    ],
+)
 def test_what_was_damaged_in_the_store_is_passed_over_for_the_one_before(
-    tmp_path: Path, server: Proxy, which: str
+    tmp_path: Path, server: Proxy, which: str, found: str
 ) -> None:
     run_dir, commit = a_run(tmp_path)
     metrics = (run_dir / "metrics.jsonl").read_bytes()
@@ -214,6 +229,7 @@ def test_what_was_damaged_in_the_store_is_passed_over_for_the_one_before(
     bring_back(config)
     (told,) = remarks(config.run_dir)
     assert told.startswith(f"what was copied with {new.name} is passed over: the records beside checkpoint {new.name}")
+    assert re.search(f"\n  found: {found}", told), told
     assert (config.run_dir / "metrics.jsonl").read_bytes() == metrics
     assert len(Ledger.load(config.run_dir / FILE_NAME).entries) == 2, "every checkpoint carries the ledger itself"
     damage(run_dir, commit, which)

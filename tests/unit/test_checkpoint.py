@@ -117,7 +117,7 @@ def broken(fragments: list[Piece], how: str) -> list[Piece]:
         ("overlap", "[2, 21) twice"),
         ("tail", "nothing for [20, 21)"),
         ("kind", "norm (exp_avg_sq)"),
-        ("unknown", "norm (momentum)"),
+        ("unknown", "norm (momentum) exactly once\n  found: a kind besides "),
         ("shape", "shape (1, 5) from rank 0"),
     ],
 )
@@ -222,6 +222,31 @@ def test_a_disk_that_fills_up_at_any_file_is_told_and_the_parts_can_be_given_up(
     assert checkpoint_names(store.root) == []
     monkeypatch.undo()
     assert write_and_commit(store, term).step == 1
+
+
+def test_a_file_system_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mount whose server has forgotten it: neither files nor room can be asked for."""
+    term, store = start(tmp_path), store_of(tmp_path)
+    store.write_rank(1, term, 0, pieces(1))
+
+    def stale(*paths: object, **more: object) -> None:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(os, "link", stale)
+    monkeypatch.setattr(os, "statvfs", stale)
+    with pytest.raises(
+        MachineError, match=r"found: no file system that answers \(Stale file handle\)\n  do: mend that file system"
+    ):
+        store.commit(1, term, 1, 4, None, {})
+
+
+def test_nothing_is_written_before_a_term_is_open(tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    with pytest.raises(
+        CheckpointError,
+        match=r"expected: a term opened by Lease\.open_term\n  found: term 1 .*\n  do: open a term first",
+    ):
+        store_of(tmp_path).write_rank(1, 1, 0, pieces(1))
 
 
 def write_and_commit(store: CheckpointStore, term: int) -> Commit:

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.steps import StepPlan
 from fmscale.errors import CheckpointError, MachineError
 from fmscale.observe.events import read_events
-from fmscale.training import block_file, host_memory
+from fmscale.training import block_file, fast_tier, host_memory
 from fmscale.training.agree import ROLL_BACK, agree_on_checkpoint
 from fmscale.training.checkpoint_format import MARKER, Commit, data_name, json_name
 from fmscale.training.checkpoint_reader import CheckpointReader
@@ -319,8 +320,18 @@ def test_another_commit_in_its_place_is_not_overwritten(tmp_path: Path) -> None:
     tier.give_up(fast)
     assert marker.read_bytes() == b"{}"
     shutil.rmtree(tier.root)
-    with pytest.raises(CheckpointError, match="No such file"):
+    with pytest.raises(CheckpointError, match=r"expected: all of its files: .*\n  found: No such file"):
         tier.copy_share(fast, 0, 1)
+
+
+def test_a_disk_that_gives_back_another_commit_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir, _, fast = crashed(tmp_path)
+    tier = tier_of(run_dir)
+    tier.copy_share(fast, 0, 1)
+    other = replace(fast, rows=fast.rows + 1).to_bytes()
+    monkeypatch.setattr(fast_tier, "publish_new", lambda path, content: path.write_bytes(other))
+    with pytest.raises(CheckpointError, match=rf"expected: commit {fast.commit_hash}: .*\n  found: another commit"):
+        tier.publish(fast, 0)
 
 
 # --- saving

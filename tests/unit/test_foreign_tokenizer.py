@@ -135,6 +135,21 @@ def test_one_that_normalises_is_told(tmp_path: Path) -> None:
     assert not ForeignTokenizer((tmp_path / "t.model").read_bytes()).exact
 
 
+def test_one_whose_pieces_do_not_tell_the_bytes_of_a_text_is_refused(tmp_path: Path) -> None:
+    """It writes another letter for each `a` and takes that back, so that a piece is longer than its text."""
+    tokenizer = bytelevel()
+    tokenizer.normalizer = normalizers.Replace("a", "ΔΔ")
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("ΔΔ", "a")])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    size = len(PROBE.encode())
+    with pytest.raises(
+        DataError,
+        match=rf"cannot be told, and so no bits per byte\n  expected: {size} bytes of a text of that length\n"
+        rf"  found: {size + 3 * PROBE.count('a')} bytes, by its pieces\n  do: train a tokenizer",
+    ):
+        bring(tmp_path)
+
+
 def test_the_end_of_a_document_is_found_or_asked_for(tmp_path: Path) -> None:
     (tmp_path / "m.model").write_bytes(llama(eos_id=-1))
     with pytest.raises(
@@ -158,16 +173,27 @@ def test_what_is_none_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         DataError, match=r"no tokenizer here\n  expected: a SentencePiece .*\n  found: .*nowhere: No such"
     ):
         bring(tmp_path / "nowhere")
-    for content in (b"no model", b'{"model": 3}'):
+    for content, what in (
+        (b"no model", "a SentencePiece model or a tokenizer.json"),
+        (b'{"model": 3}', "a tokenizer.json of the tokenizers library"),
+    ):
         (tmp_path / "bad").write_bytes(content)
         with pytest.raises(
-            DataError, match=r"a foreign tokenizer cannot be read\n  expected: a .*\n  found: .+\n  do: fetch"
+            DataError, match=rf"a foreign tokenizer cannot be read\n  expected: {what}\n  found: .+\n  do: fetch"
         ):
             bring(tmp_path / "bad")
     whole = json.loads(bring_bytes(tmp_path))
-    for change in ({"fmscale-tokenizer": 2}, {"kind": "other"}, {"ids": [1]}, {"model": "?"}):
+    changes: dict[str, dict[str, Any]] = {
+        "version 2, kind huggingface": {"fmscale-tokenizer": 2},
+        "version 1, kind other": {"kind": "other"},
+        "not enough values": {"ids": [1]},
+        "(Only base64|Incorrect padding)": {"model": "?"},
+    }
+    for found, change in changes.items():
         with pytest.raises(
-            DataError, match=r"no tokenizer of fmscale\n  expected: a file that `fmscale tokenizer import`"
+            DataError,
+            match=r"no tokenizer of fmscale\n  expected: a file that `fmscale tokenizer import` wrote, version 1\n"
+            rf"  found: .*{found}.*\n  do: bring the tokenizer in again",
         ):
             ForeignTokenizer(json.dumps({**whole, **change}).encode())
     made = ForeignTokenizer(json.dumps(whole).encode())

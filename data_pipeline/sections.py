@@ -145,7 +145,9 @@ class Sections:
                 entry = os.pread(file.fileno(), _ENTRY.size, self._table + number * _ENTRY.size)
         except OSError as error:
             raise _damaged(self.path, "a readable file", error.strerror or str(error)) from error
-        begin, size, digest = _ENTRY.unpack(entry) if len(entry) == _ENTRY.size else (0, self._table + 1, b"")
+        if len(entry) != _ENTRY.size:
+            raise _damaged(self.path, f"the entry of section {number}", f"{len(entry)} of its {_ENTRY.size} bytes")
+        begin, size, digest = _ENTRY.unpack(entry)
         if begin + size > self._table:
             raise _damaged(self.path, f"section {number} below byte {self._table}", f"{size} bytes at {begin}")
         return Section(self.path, begin, size, digest)

@@ -617,6 +617,25 @@ def test_a_plan_of_another_version(path: Path) -> None:
         Packed.open(Corpus.open(path), ROW)
 
 
+def test_a_plan_json_that_was_changed(path: Path) -> None:
+    marker = directory_of(pack(Corpus.open(path), ROW)) / "plan.json"
+    whole = marker.read_text()
+    for text, found in (
+        (whole[:-9], "JSONDecodeError: "),
+        ("[]\n", "TypeError: "),
+        (
+            whole.replace('"rows_per_block": ', '"rows_per_block": 1'),
+            r"ValueError: not what its hash \w{16}\.\.\. is of",
+        ),
+    ):
+        marker.write_text(text)
+        with pytest.raises(
+            DataError,
+            match=rf"plan\.json is damaged .*\n  expected: JSON as it was written\n  found: {found}.*\n  do: remove",
+        ):
+            Packed.open(Corpus.open(path), ROW)
+
+
 @pytest.mark.parametrize("row_tokens", [0, 65])
 def test_rows_that_cannot_be_packed(path: Path, row_tokens: int) -> None:
     message = rf"rows of {row_tokens} tokens cannot .*\n  expected: 1 to 64 tokens.*\n  found: {row_tokens}\n  do: give"

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -130,6 +134,61 @@ def test_a_file_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
     (tmp_path / "a.parquet").write_bytes(data[:cut])
     with pytest.raises(DamagedInput, match=r"damaged\n  expected: a Parquet file\n  found: a\.parquet: "):
         read_all(tmp_path)
+
+
+def plain_file(path: Path, text: str) -> bytes:
+    """One page with one text."""
+    write(path, [text], compression="none", use_dictionary=False, write_statistics=False)
+    return path.read_bytes()
+
+
+def test_what_a_footer_or_a_page_says_wrong_is_told(tmp_path: Path) -> None:
+    long, whole = (plain_file(tmp_path / "a.parquet", text) for text in ("a" * 5000, "a"))
+    footer, rows = (
+        long.index(b"a" * 5000) + 5000,
+        whole.rindex(b"\x16\x02"),
+    )  # the group's field 3, 1 as a zigzag number
+    assert whole[4] == 0x15, "a page's type, then its two sizes: numbers of a byte each"
+    for damaged, found in (
+        (long[:4] + long[footer:], rf"column text is said to stand at bytes 4 to {footer} of {len(long) - footer + 4}"),
+        (whole[:rows] + b"\x16\x01" + whole[rows + 2 :], "a row group without a number of rows"),
+        (whole[:9] + b"\x7e" + whole[10:], "column text: a page ends behind its column"),
+        (whole[:4] + bytes(20) + whole[24:], "no page header at byte 4"),
+        (whole[:-1], rf"{len(whole) - 1} bytes without a footer at their end"),
+    ):
+        (tmp_path / "a.parquet").write_bytes(damaged)
+        with pytest.raises(DamagedInput, match=rf"expected: a Parquet file\n  found: a\.parquet: {found}\n"):
+            read_all(tmp_path)
+
+
+ELSEWHERE = """
+import resource, signal, sys, fsspec
+from dataclasses import replace
+from data_pipeline.inputs import pin
+from data_pipeline.read import Fields, read_piece
+fsspec.filesystem("memory").pipe_file("/a.parquet", open(sys.argv[1], "rb").read())
+pinned = pin(["memory://a.parquet"])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))
+file = replace(pinned.files[0], bytes=int(sys.argv[2])) if sys.argv[2:] else pinned.files[0]
+list(read_piece(file, pinned.tasks[0][0], Fields(), 0))
+"""
+"""A limit on the size of files fails a write as a full disk does."""
+
+
+@pytest.mark.parametrize(("size", "found"), [([], "File too large"), ([str(1 << 60)], "free")])
+def test_without_room_for_the_copy_of_a_file_from_elsewhere(tmp_path: Path, size: list[str], found: str) -> None:
+    write(tmp_path / "a.parquet", [f"text {number}" for number in range(900)])
+    command = [sys.executable, "-c", ELSEWHERE, str(tmp_path / "a.parquet"), *size]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    expected = int(size[0]) if size else (tmp_path / "a.parquet").stat().st_size
+    assert re.search(
+        rf"MachineError: no space for the temporary copy of an input\n  expected: {expected:,} bytes for a\.parquet\n"
+        rf"  found: {tmp_path}: .*{found}.*\n  do: set TMPDIR to a larger place",
+        done.stderr,
+    ), done.stderr
 
 
 @settings(deadline=None, max_examples=80)

@@ -225,9 +225,18 @@ def test_a_survey_or_table_that_contradicts_the_manifest_is_refused(corpus: Path
 
 
 @pytest.mark.parametrize(
-    "damaged", ["", "file,bytes\n", "file,bytes,records,kept\na,1,x,1\n", "file,bytes,records,kept,r\na,1,1,1\n", '"']
+    ("damaged", "found"),
+    [
+        ("", "the first line says "),
+        ("file,bytes\n", "the first line says file,bytes"),
+        ("file,bytes,records,kept\na,1,x,1\n", "invalid literal"),
+        ("file,bytes,records,kept,r\na,1,1,1\n", "zip"),
+        ('"', "unexpected end of data"),
+    ],
 )
-def test_a_damaged_table_is_refused(tmp_path: Path, damaged: str) -> None:
+def test_a_damaged_table_is_refused(tmp_path: Path, damaged: str, found: str) -> None:
     (tmp_path / input_table.FILE).write_text(damaged)
-    with pytest.raises(DataError, match=r"inputs\.csv is damaged"):
+    with pytest.raises(
+        DataError, match=rf"inputs\.csv is damaged\n  expected: lines of .*\n  found: {found}.*\n  do: remove it"
+    ):
         input_table.largest(tmp_path, 10)

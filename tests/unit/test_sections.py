@@ -64,6 +64,16 @@ def test_damage_is_found_in_pieces_too(tmp_path: Path) -> None:
         reader.take(10)
 
 
+def test_an_entry_that_points_out_of_the_file_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "file")
+    damaged = bytearray((tmp_path / "file").read_bytes())
+    entry = damaged.rindex((64).to_bytes(8, "little"))  # the size of the last section, behind its begin
+    damaged[entry] = 65
+    (tmp_path / "file").write_bytes(damaged)
+    with pytest.raises(DataError, match="expected: section 3 below byte 116\n  found: 65 bytes at 52\n"):
+        Sections(tmp_path / "file", KIND)[3]
+
+
 def test_another_kind_and_no_file_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "file")
     with pytest.raises(DataError, match="a file of test-sections-2 that ends as it was written"):
@@ -86,7 +96,7 @@ def test_a_file_that_shrinks_is_found(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"short")
     with pytest.raises(DataError, match="5 of 40 bytes"):
         first.read()
-    with pytest.raises(DataError, match="section 0 below byte 116"):
+    with pytest.raises(DataError, match=r"expected: the entry of section 0\n  found: 0 of its 32 bytes"):
         sections[0]
 
 

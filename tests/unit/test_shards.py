@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import mmap
 import pickle
+import re
 import shutil
 import socket
 import tarfile
@@ -219,6 +222,18 @@ def test_a_file_cut_between_its_size_and_its_use_is_no_kill(small: Path, monkeyp
 
     monkeypatch.setattr(generation_module.Generation, "_populate", cut_first)
     with pytest.raises(DamagedChunk, match="found: 0 bytes: Bad address"):
+        opened.tokens(0)
+
+
+def test_a_sector_that_cannot_be_read_costs_its_chunk(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bad_sector(*arguments: Any, **named: Any) -> None:
+        raise OSError(errno.EIO, "as a disk that wears out says")
+
+    opened = Corpus.open(small)
+    monkeypatch.setattr(mmap, "mmap", bad_sector)
+    with pytest.raises(
+        DamagedChunk, match=r"train-00000.tar is cut short or missing\n.*\n  found: Input/output error\n"
+    ):
         opened.tokens(0)
 
 
@@ -449,6 +464,26 @@ def test_a_part_is_written_under_a_name_of_this_host_and_process(
     assert len(seen["north"]) == len(seen["south"]) == 1
     assert seen["north"] != seen["south"]
     assert [path.name for path in tmp_path.iterdir()] == ["train-0.000.tar"]
+
+
+def test_a_manifest_that_was_changed_is_refused(small: Path) -> None:
+    marker = small / "manifest.json"
+    whole = marker.read_text()
+    said = Manifest.load(small).manifest_hash
+    lacking = {key: value for key, value in json.loads(whole).items() if key not in ("splits", "manifest_hash")}
+    hashed = {**lacking, "manifest_hash": hashlib.sha256(manifest_module._render(lacking)).hexdigest()}
+    for changed, expected, found in (
+        (whole[:-9], "JSON as it was written", "JSONDecodeError: "),
+        ("[]\n", "JSON as it was written", "TypeError: "),
+        (whole.replace('"generation": 0', '"generation": 1'), f"manifest_hash {said[:16]}...", r"\w{16}\.\.\."),
+        (manifest_module._render(hashed).decode(), "JSON as it was written", "KeyError: 'splits'"),
+    ):
+        marker.write_text(changed)
+        with pytest.raises(
+            DataError,
+            match=rf"manifest\.json is damaged\n  expected: {re.escape(expected)}\n  found: {found}.*\n  do: restore",
+        ):
+            Manifest.load(small)
 
 
 @pytest.mark.parametrize(("field", "value"), [("version", 1), ("format", "other-corpus")])

@@ -109,13 +109,21 @@ def test_a_member_too_long_for_a_document_is_counted(monkeypatch: pytest.MonkeyP
     assert [d.dropped for d in found] == ["too_long", "", "not_text"]
 
 
+CUT = ("it is empty", "it ends inside a header", "it ends inside a member of", "it lacks the zeros that mark its end")
+
+
 def test_a_tar_cut_anywhere_is_refused() -> None:
     whole = made([("a.txt", b"some text" * 100), ("b" * 150 + ".txt", b"more text" * 100), ("c.txt", b"")])
     end = whole.rstrip(b"\0")
     after_headers = len(end) + -len(end) % 512
+    told = set()
     for cut in [*range(0, after_headers, 64), after_headers]:
-        with pytest.raises(DamagedInput, match=r"damaged\n  expected: a whole tar file\n  found: a\.tar: near byte"):
+        with pytest.raises(
+            DamagedInput, match=r"damaged\n  expected: a whole tar file\n  found: a\.tar: near byte"
+        ) as error:
             read_bytes(whole[:cut])
+        told |= {words for words in CUT if words in str(error.value)}
+    assert told == set(CUT)
     assert len(read_bytes(whole[: after_headers + 512])) == 3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +53,10 @@ def test_damage_is_found(tmp_path: Path) -> None:
             DataError, match=r"unfinished work is damaged\n.*texts\.zst.*\n.*\n  do: remove that directory"
         ):
             list(read_texts(path))
+    text = zstandard.ZstdDecompressor().decompress(whole, max_output_size=1 << 20)
+    path.write_bytes(zstandard.compress(text.replace(b"text 7 ", b"text 8 ")))
+    with pytest.raises(DataError, match="found: its hash is another one"):
+        list(read_texts(path))
     path.unlink()
     with pytest.raises(DataError, match="unfinished work is damaged"):
         list(read_texts(path))

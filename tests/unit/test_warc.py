@@ -126,6 +126,10 @@ def test_what_a_wrong_length_is_told() -> None:
         match=r"expected: 5000 bytes in record 1, as its Content-Length says\n  found: a\.warc: it ends after \d+",
     ):
         read_bytes(page(0) + record(http(b"<p>"), number=1, length=5000))
+    with pytest.raises(
+        DamagedInput, match=r"a WARC file\n  found: a\.warc: the header of record 1 has no type or no length\n"
+    ):
+        read_bytes(page(0) + record(http(b"<p>"), number=1, length="many"))
     records = [page(0), record(b"x" * 9, number=1, length=9 + 4 + len(page(2)) - 4), page(2), page(3)]
     with pytest.raises(
         DamagedInput, match=r"end where their gzip members end\n  found: .* record 1 goes on into the next member"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,25 @@ def test_a_signal_to_the_supervisor_saves_and_stops(
     assert run.steps()[-1]["step"] == commits(run)[0]
     assert [event["reason"] for event in events(run, "stop_requested")] == [number.name]
     assert [event["step"] for event in events(run, "stopped")] == commits(run)
+    assert run.leftovers() == []
+
+
+def test_a_save_that_finds_no_room_is_told_with_what_stands(tmp_path: Path, words: Path) -> None:
+    run = Run(tmp_path, "full", words, [*LONG, "checkpoint.every_steps=4"])
+    run.start(env={"FAULTS": "ckpt.before_commit:enospc@2,step.7:stop"})
+    stopped = run.wait_until_stopped(0)
+    assert run.process is not None
+    run.process.send_signal(signal.SIGTERM)
+    run.wait_for(lambda: "saving and stopping" in (tmp_path / "full.log").read_text())
+    stopped.resume()
+    assert run.finish() == 85
+    said = (tmp_path / "full.log").read_text()
+    assert re.search(
+        r"trained to step \d, which could not be saved \(a checkpoint could not be written; .*make room there.*\),"
+        r" newest checkpoint step-00000004\.t0001\n  do: the same command goes on from there",
+        said,
+    ), said
+    assert commits(run) == [4]
     assert run.leftovers() == []
 
 

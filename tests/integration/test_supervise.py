@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmscale.errors import CheckpointError, ConfigError, MachineError
+from fmscale.errors import CheckpointError, ConfigError, MachineError, StopRequested
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
 from launcher import ray_cluster, snapshot, start
-from launcher.supervise import finished
+from launcher.supervise import finished, supervise
 from tests.integration.test_train import config_of
 from tests.runs import TINY, Run
 
@@ -175,6 +175,16 @@ def test_checkpoints_without_their_config_are_refused(tmp_path: Path, words: Pat
     (config.run_dir / "checkpoints" / "step-00000004.t0001").mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"checkpoints but no config\.yaml"):
         snapshot.enter(config)
+
+
+def test_a_run_whose_time_is_over_starts_no_ranks(tmp_path: Path, words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
+    with pytest.raises(
+        StopRequested,
+        match=r"stopped by the time limit, between two incarnations\n  found: trained to step 0, newest checkpoint of "
+        r"step 0\n  do: the same command goes on from there",
+    ):
+        supervise(config_of(tmp_path, words, "late", "launch.time_limit_s=50", "launch.grace_s=10"))
 
 
 def test_a_roll_back_is_not_for_torchruns_ranks(tmp_path: Path, words: Path, monkeypatch: pytest.MonkeyPatch) -> None:

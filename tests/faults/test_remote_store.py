@@ -404,11 +404,11 @@ def test_a_term_whose_record_the_store_has_lost_writes_nothing_there(tmp_path: P
 
 def test_a_rank_that_does_not_copy_its_files_is_named(tmp_path: Path, server: Proxy) -> None:
     run = RunConfig(root=str(tmp_path), name=new_run(tmp_path).name)
-    rule = CheckpointConfig(remote=f"s3://{BUCKET}/runs", remote_timeout_s=1)
+    rule = CheckpointConfig(remote=f"s3://{BUCKET}/runs", remote_timeout_s=3)
     config = Config(run=run, checkpoint=rule, parallel=ParallelConfig(dp=2))
     run_dir = config.run_dir
     term, hearts = begin(run_dir, remote_of(run_dir)), [Heartbeat(run_dir, rank) for rank in range(2)]
-    late = "in time expected: all files within checkpoint.remote_timeout_s=1 found: rank 1 not done do: look at those"
+    late = "in time expected: all files within checkpoint.remote_timeout_s=3 found: rank 1 not done do: look at those"
     named = pytest.raises(MachineError, match=f"found: step-00000010.t0001 did not reach the object store {late}")
     with named, Uploader(config, 0, term, None, hearts[0]):
         commit = save(run_dir, 10, term, None)

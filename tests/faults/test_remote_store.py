@@ -199,7 +199,7 @@ def test_a_fifth_of_all_requests_fails_in_every_way(tmp_path: Path, server: Prox
 
 @pytest.mark.parametrize(
     ("fate", "found"),
-    [("stall", "ReadTimeoutError: "), ("trickle", r"(TimeoutError: [1-9]\d{,2} of \d+ bytes came in time|ReadTimeoutError)")],
+    [("stall", "ReadTimeoutError: "), ("trickle", r"(TimeoutError: \d+ of \d+ bytes came in time|ReadTimeoutError)")],
 )
 def test_a_stalled_server_is_given_up_and_asked_again(tmp_path: Path, server: Proxy, fate: str, found: str) -> None:
     run_dir, commit, _ = saved(tmp_path)

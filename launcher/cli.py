@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,7 @@ def train(
     if print_config:
         typer.echo(to_yaml(config), nl=False)
     elif dry_run:
-        typer.echo(plan(config))
+        typer.echo(plan(config, roll_back or None))
     else:
         start(config, roll_back or None, take_over)
 
@@ -117,12 +118,19 @@ def main() -> None:
         found = f"{error.strerror or error} ({error.filename or 'no file'})"
         machine = MachineError("the machine refused a file or a connection", found=found, do="make it possible")
         sys.exit(_report(machine, machine.exit_code))
+    except Exception as error:  # a defect of ours: told as briefly as what users can mend
+        innermost = traceback.extract_tb(error.__traceback__)[-1]
+        unexpected = FmscaleError(
+            "this should not have happened",
+            found=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f" ({Path(innermost.filename).name}, line {innermost.lineno})",
+            do="report it, with what `fmscale --debug ...` shows of the same command",
+        )
+        sys.exit(_report(unexpected, unexpected.exit_code))
 
 
 def _report(error: BaseException, code: int) -> int:
     if os.environ.get("FMSCALE_DEBUG"):
-        import traceback
-
         traceback.print_exc()
     typer.echo(f"error: {error}", err=True)
     return code

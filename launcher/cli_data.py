@@ -175,10 +175,11 @@ def mix(
     from fmscale.corpus.mix import reading_plan, require_epochs
     from fmscale.corpus.sources import open_run_data
     from launcher.mix import save_plot, show
-    from launcher.start import check
+    from launcher.start import check, check_run
 
     config = check(config_of(settings))
     data = open_run_data(config)
+    check_run(config, data)
     plan = reading_plan(config, data)
     if as_json:
         typer.echo(json.dumps(asdict(plan)))

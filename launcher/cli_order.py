@@ -39,13 +39,16 @@ def show(
     from dataclasses import replace
 
     from fmscale.corpus.replay import replay
-    from launcher.start import check
+    from fmscale.corpus.sources import open_run_data
+    from launcher.start import check, check_run
 
     config = config_of(settings)
     if dp:  # rows of any number of ranks, whatever engine and micro-batch the config has
         config = replace(config, engine="plain", parallel=replace(config.parallel, dp=dp, pp=1))
         config = replace(config, train=replace(config.train, micro_batch=1))
-    records = replay(check(config), first, steps, config.parallel.dp)
+    config = check(config)
+    check_run(config, open_run_data(config))
+    records = replay(config, first, steps, config.parallel.dp)
     if as_json:
         typer.echo(json.dumps(records))
         return
@@ -84,8 +87,8 @@ def order_log(run: Run, as_json: AsJson = False) -> None:
     """Every edit of a run's order, oldest first, with the rows that quarantined chunks cost."""
     from launcher.edits import log
 
-    edits, note = log(run_dir_of(run))
-    if note:
+    edits, notes = log(run_dir_of(run))
+    for note in notes:
         typer.echo(f"note: {note}", err=True)
     if as_json:
         typer.echo(json.dumps([each.to_json() for each in edits]))
@@ -93,4 +96,12 @@ def order_log(run: Run, as_json: AsJson = False) -> None:
     for each in edits:
         typer.echo(f"entry {each.entry.seq}  {each}")
     if not edits:
-        typer.echo("no edits: the order is the one that the run began with")
+        typer.echo("no edits" if notes else "no edits: the order is the one that the run began with")
+
+
+@order_app.command("restore")
+def order_restore(run: Run) -> None:
+    """Put back the edit ledger of a stopped run, as its newest checkpoint has it, where the file is lost or damaged."""
+    from launcher.edits import restore
+
+    typer.echo(restore(run_dir_of(run)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from fmscale.corpus.order import Order
 from fmscale.corpus.quarantine import Lost, loss_of, require_budget
 from fmscale.corpus.sources import open_run_data
 from fmscale.corpus.steps import Step, StepPlan, step_plan
-from fmscale.errors import ConfigError, DataError, FmscaleError
+from fmscale.errors import CheckpointError, ConfigError, DataError, FmscaleError
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.lease import Lease
+from fmscale.training.past import require_ledger
 from launcher.edit_arguments import PAYLOADS, Request, usage
 
 
@@ -56,7 +58,8 @@ def edit(
     """Add an entry to the run's ledger. dry_run: only say what it would be, also while the run is being trained.
 
     from_step: 0 is the next one that the newest checkpoint (or `after`, to be rolled back to) has not trained.
-    Raises ConfigError (arguments), DataError (an entry that does not fit), RunHeldError (the run is being trained).
+    Raises ConfigError (arguments), DataError (an entry that does not fit, a ledger that is not the checkpoint's),
+    RunHeldError (the run is being trained).
     """
     if kind not in PAYLOADS:
         raise usage(f"`{kind}` is no kind of edit", ", ".join(PAYLOADS), kind)
@@ -64,10 +67,14 @@ def edit(
     with contextlib.nullcontext() if dry_run else Lease(run_dir).held():
         data, trained = open_run_data(config), _trained(run_dir, after)
         steps, consumed = data.order.steps, trained.rows if trained else 0
+        if trained is not None:
+            require_ledger(trained, data.ledger)
         step = _first_step(steps, from_step, trained)
         payload = PAYLOADS[kind](Request(config, data, step), arguments)
         ledger = data.ledger.append(kind, payload, from_row=step.first_row, rows_consumed=consumed, steps=steps)
         order = _ordered_by(ledger, data.order, step)
+        if kind == "skip":
+            _require_plain(data.order, step, payload["rows"])
         # What a start would refuse is refused now: an entry cannot be taken back.
         require_epochs(config, reading_plan(config, data.edited(ledger)))
         if kind == "quarantine" and config.data.bad_chunks == "quarantine":  # the budget of what a run does by itself
@@ -77,25 +84,72 @@ def edit(
     return _told(ledger.entries[-1], order, config)
 
 
-def log(run_dir: Path) -> tuple[list[Edit], str]:
-    """Every entry of the run's ledger, oldest first, and why they come without the rows that are lost, if they do.
+def log(run_dir: Path) -> tuple[list[Edit], list[str]]:
+    """Every entry of the run's ledger, oldest first, and notes: why they come without the rows that are lost, if they
+    do; that the newest checkpoint was trained by other entries.
 
     The ledger is readable when a corpus is damaged, away, or named by a path from another directory.
     """
-    config = _config(run_dir)
+    config, notes = _config(run_dir), []
     ledger, steps = Ledger.load(run_dir / FILE_NAME), step_plan(config)
+    try:
+        if (trained := _trained(run_dir, "")) is not None:
+            require_ledger(trained, ledger)
+    except FmscaleError as error:
+        notes.append(" ".join(str(error).split()))
     try:
         order = open_run_data(config).order
     except FmscaleError as error:
         reason = " ".join(str(error).split())
-        edits = [Edit(e, steps.step_with(e.from_row), None, config.train.steps) for e in ledger.entries]
-        return edits, f"from the ledger alone, without lost rows, since the corpora do not open: {reason}"
-    return [_told(entry, order, config) for entry in ledger.entries], ""
+        notes.append(f"from the ledger alone, without lost rows, since the corpora do not open: {reason}")
+        return [Edit(e, steps.step_with(e.from_row), None, config.train.steps) for e in ledger.entries], notes
+    return [_told(entry, order, config) for entry in ledger.entries], notes
+
+
+def restore(run_dir: Path) -> str:
+    """Put the newest checkpoint's copy of the ledger in the place of one that is lost, damaged or another; what was
+    done, for people. What was there is kept beside it.
+
+    Raises CheckpointError without a checkpoint that may be believed, RunHeldError (the run is being trained).
+    """
+    with Lease(run_dir).held():
+        trained, file = _trained(run_dir, ""), run_dir / FILE_NAME
+        if trained is None:
+            raise CheckpointError(
+                "there is no checkpoint to take the edit ledger from",
+                expected=f"one in {run_dir / 'checkpoints'}",
+                found="none",
+                do=f"put back {FILE_NAME} from a backup; a run without a checkpoint begins anew with run.name=NEW",
+            )
+        try:
+            require_ledger(trained, Ledger.load(file))
+        except DataError:
+            copy = Ledger.from_json(trained.state["ledger"], f"checkpoint {trained.name}")
+            kept = ""
+            if file.exists():
+                aside = next(p for n in count() if not (p := run_dir / f"{FILE_NAME}.replaced-{n}").exists())
+                file.rename(aside)
+                kept = f"; what was there is {aside.name}"
+            copy.save(file)
+            return f"{len(copy.entries)} entries, as {trained.name} has them; later ones are not in it{kept}"
+        return f"{FILE_NAME} holds, and continues the ledger of {trained.name}: nothing to do"
 
 
 def _config(run_dir: Path) -> Config:
-    """The run's, wherever the directory stands by now."""
-    config = from_yaml((run_dir / "config.yaml").read_text(), str(run_dir / "config.yaml"))
+    """The run's, wherever the directory stands by now. Raises DataError for a file that is not as it was written."""
+    file = run_dir / "config.yaml"
+    try:
+        config = from_yaml(file.read_text(), str(file))
+        found = "" if config.data.sources else "no source"
+    except UnicodeDecodeError as error:
+        found = str(error)
+    if found:
+        raise DataError(
+            "the run's config.yaml is not as it was written",
+            expected=f"{file} with the settings of its last start",
+            found=found,
+            do="restore it: the run's checkpoints hold it too, as `config` in the state of COMMIT.json",
+        )
     return replace(config, run=replace(config.run, root=str(run_dir.parent), name=run_dir.name))
 
 
@@ -129,6 +183,19 @@ def _first_step(steps: StepPlan, from_step: int, trained: Commit | None) -> Step
         most = steps.step_with(MAX_ROWS).number - 1
         raise usage("the step is beyond all that can be counted", f"--from-step {most} or less", str(from_step))
     return steps.step(from_step) if from_step else first
+
+
+def _require_plain(order: Order, step: Step, rows: int) -> None:
+    """A skip leaves out what the mixture at its first step would have read: another one must not begin inside."""
+    inside = [entry for entry in order.ledger.entries if step.first_row < entry.from_row < step.first_row + rows]
+    if inside:
+        first = order.steps.step_with(min(entry.from_row for entry in inside)).number
+        raise ConfigError(
+            "another edit begins inside of what is to be skipped",
+            expected=f"a skip that ends before step {first}",
+            found=f"steps {step.number} to {order.steps.step_with(step.first_row + rows - 1).number}",
+            do=f"skip {first - step.number} steps now, and the others with --from-step {first}",
+        )
 
 
 def _ordered_by(ledger: Ledger, order: Order, step: Step) -> Order:

@@ -144,7 +144,7 @@ def _be_a_rank(config: Config, meet: Meet | None) -> tuple[RankPlace, torch.devi
 
 def _open(config: Config, commit: Commit, corpora: Mapping[str, str]) -> dict[str, Corpus]:
     """Held-out text by name: of `corpora`, else what the run's own evaluations read."""
-    from fmscale.training.worker import require_order
+    from fmscale.training.past import require_order
 
     if corpora:
         return {name: open_splits(path, ("heldout",))["heldout"] for name, path in corpora.items()}

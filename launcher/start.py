@@ -18,12 +18,14 @@ from fmscale.config import Config
 from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.mix import ReadingPlan, reading_plan, require_epochs
 from fmscale.corpus.order import Order
-from fmscale.corpus.sources import open_run_data, resolve, without_added
+from fmscale.corpus.sources import RunData, open_run_data, resolve, without_added
 from fmscale.durable import replace
 from fmscale.errors import ConfigError
 from fmscale.observe.metrics import last_step, summary
 from fmscale.training import records
+from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
+from fmscale.training.past import require_past
 from fmscale.validate import validate
 from launcher.driver_process import die_with_parent
 from launcher.interface import own_address, socket_environment
@@ -38,13 +40,21 @@ def check(config: Config) -> Config:
     return resolve(config)
 
 
-def plan(config: Config) -> str:
-    """The resolved plan of a run: model, data, steps, ranks."""
+def check_run(config: Config, data: RunData, roll_back: str | None = None) -> None:
+    """Raise what a start would, unless the run that is there, if any, can go on by these settings and its ledger."""
+    changes(config)
+    newest = next(CheckpointStore(config.run_dir / "checkpoints").candidates(lambda text: None), None)
+    if newest is not None and not roll_back:
+        require_past(newest, data)
+
+
+def plan(config: Config, roll_back: str | None = None) -> str:
+    """The resolved plan of a run: model, data, steps, ranks. roll_back: as in `start`; what it leaves may be edited."""
     from fmscale.observe.flops import parameter_count
 
     config = check(config)
-    changes(config)
     data = open_run_data(config)
+    check_run(config, data, roll_back)
     reading, train = reading_plan(config, data), config.train
     first, unit = data.order.steps.step(1), data.order.row_tokens
     dp = f"dp {config.parallel.dp}" + (f", {config.launch.min_dp} at least," if config.launch.min_dp else "")
@@ -93,6 +103,7 @@ def start(config: Config, roll_back: str | None = None, take_over: bool = False,
         return
     summary_file = config.run_dir / "summary.json"
     if not roll_back and finished(config):
+        changes(config)
         if not summary_file.exists() or json.loads(summary_file.read_text())["steps"] != last_step(config.run_dir):
             write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})
         print(

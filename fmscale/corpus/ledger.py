@@ -159,7 +159,7 @@ class Ledger:
                 f"the edit ledger does not continue the one in {where}",
                 expected=f"its {len(self.entries)} entries first, the last with hash {self.head[:16]}",
                 found=f"{len(newer.entries)} entries, the last with hash {newer.head[:16]}",
-                do=f"put back {FILE_NAME} as it was; the checkpoint's own copy holds the entries",
+                do=f"put back {FILE_NAME} as it was, or `fmscale order restore RUN`: the newest checkpoint has a copy",
             )
 
     def to_json(self) -> list[dict[str, Any]]:
@@ -201,8 +201,8 @@ class Ledger:
         items = []
         for number, line in enumerate(raw.splitlines(), 1):
             try:
-                items.append(json.loads(line))
-            except ValueError as error:  # no UTF-8, or no JSON
+                items.append(json.loads(line, parse_constant=_no_number))
+            except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, or too deep
                 first = str(error).splitlines()[0]
                 raise _damaged(f"{where}, line {number}", "a JSON object", first) from None
         ledger = Ledger.from_json(items, where)
@@ -232,6 +232,10 @@ class Ledger:
         return "".join(json.dumps(entry.to_json(), ensure_ascii=False) + "\n" for entry in self.entries).encode()
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
+
+
 _HEAD = ("version", "seq", "from_row", "kind", "previous", "hash")
 
 
@@ -250,5 +254,5 @@ def _damaged(place: str, expected: str, found: str) -> DataError:
         f"the edit ledger is not as it was written ({place})",
         expected=expected,
         found=found,
-        do=f"take {FILE_NAME} from a backup, or from the newest checkpoint, whose state holds all entries",
+        do=f"take {FILE_NAME} from a backup, or `fmscale order restore RUN`: the newest checkpoint has a copy",
     )

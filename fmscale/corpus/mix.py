@@ -8,6 +8,7 @@ Everything is counted from the order itself, edits of the ledger among it: what 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fmscale.config import Config
@@ -31,8 +32,11 @@ class SourceReading:
 
     @property
     def tokens_beyond(self) -> int:
-        """Tokens that the run reads beyond max_epochs."""
-        return max(0, self.tokens - int(self.max_epochs * self.epoch_tokens)) if self.max_epochs else 0
+        """Tokens that stand beyond max_epochs. By epochs, not by tokens read: behind what a skip left out, and after an
+        epoch that a new generation cut short, repeats begin earlier."""
+        if not self.max_epochs:
+            return 0
+        return max(0, math.ceil(round((self.epochs - self.max_epochs) * self.epoch_tokens, 3)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,12 +112,11 @@ def require_epochs(config: Config, plan: ReadingPlan) -> list[str]:
             continue
         settings = config.data.sources[source.name]
         if settings.beyond_max_epochs == "refuse":
-            allowed = int(source.max_epochs * source.epoch_tokens)
             raise ConfigError(
                 f"source `{source.name}` would be read more often than its max_epochs",
-                expected=f"at most {allowed:,} tokens, {source.max_epochs:g} epochs of {source.epoch_tokens:,}",
-                found=f"{source.tokens:,} tokens ({source.epochs:.2f} epochs) in {plan.steps:,} steps, "
-                f"{source.tokens_beyond:,} too many",
+                expected=f"at most {source.max_epochs:g} epochs of {source.epoch_tokens:,} tokens",
+                found=f"{source.epochs:.2f} epochs ({source.tokens:,} tokens are read) in {plan.steps:,} steps, "
+                f"{source.tokens_beyond:,} tokens too many",
                 do="lower train.steps or its weight (of an existing run: `fmscale order edit RUN weights|stages`), or "
                 f"set data.sources.{source.name}.max_epochs or beyond_max_epochs=repeat (`fmscale data mix` shows all)",
             )

@@ -20,10 +20,9 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from fmscale.config import Config, from_yaml
-from fmscale.corpus.ledger import Ledger
 from fmscale.corpus.loader import Loader, LocalLoader
 from fmscale.corpus.sources import RunData, open_run_data
-from fmscale.errors import CheckpointError, FmscaleError, MachineError, StopRequested
+from fmscale.errors import FmscaleError, MachineError, StopRequested
 from fmscale.observe import failure, pids
 from fmscale.observe.faults import fault_point
 from fmscale.observe.heartbeat import Heartbeat
@@ -39,6 +38,7 @@ from fmscale.training.fast_tier import FastTier
 from fmscale.training.feed import Feed
 from fmscale.training.lease import Lease
 from fmscale.training.meeting import join, leave
+from fmscale.training.past import require_past
 from fmscale.training.place import RankPlace, place_from_environment, prepare_process
 from fmscale.training.remote_store import RemoteStore
 from fmscale.training.saver import Saver
@@ -77,7 +77,7 @@ def run_rank(config: Config, place: RankPlace, make_loader: MakeLoader) -> None:
         commit = reader.commit if reader is not None else None
         term = _open_term(config, commit, fast, place, control)
         if reader is not None:
-            _check_identity(reader.commit, data)
+            require_past(reader.commit, data)
             engine.load_fragments(reader.read)
             engine.optimizer_steps = reader.state["optimizer_steps"]
             reader.close()
@@ -161,33 +161,6 @@ def _require_one_ledger(data: RunData, place: RankPlace, control: dist.ProcessGr
             expected=f"one that ends with {heads[0][:16]} on every node, as on rank 0",
             found=f"one that ends with {heads[other][:16]} on rank {other}",
             do="start again when the file system shows all nodes the same ledger.jsonl",
-        )
-
-
-def _check_identity(commit: Commit, data: RunData) -> None:
-    """A checkpoint's past must be this run's past: the same order, and a ledger that only grew since."""
-    ledger = Ledger.from_json(commit.state["ledger"], f"checkpoint {commit.name}")
-    ledger.require_prefix_of(data.ledger, f"checkpoint {commit.name}")
-    for entry in data.ledger.entries[len(ledger.entries) :]:
-        if entry.from_row < commit.rows:
-            raise CheckpointError(
-                f"entry {entry.seq} of the edit ledger ({entry.kind}) changes rows that {commit.name} has trained",
-                expected=f"entries from row {commit.rows} on",
-                found=f"from row {entry.from_row}",
-                do="roll back to a checkpoint from before it: `fmscale train ... --roll-back NAME`",
-            )
-    require_order(commit, data)
-
-
-def require_order(commit: Commit, data: RunData) -> None:
-    """Raise CheckpointError unless the checkpoint was trained on the order of `data`, and so on the same corpora."""
-    order = data.order.fingerprint()
-    if commit.state["order_fingerprint"] != order:
-        raise CheckpointError(
-            f"checkpoint {commit.name} was trained on another order of rows",
-            expected=f"order {commit.state['order_fingerprint'][:16]}",
-            found=f"order {order[:16]}",
-            do="restore the corpora, their weights and the seed, or start another run with run.name=NEW",
         )
 
 

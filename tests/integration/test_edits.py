@@ -386,3 +386,109 @@ def test_a_run_that_never_started_can_be_edited_from_its_first_step(root: Path) 
     shutil.rmtree(root / "run")
     enter(config_of(root))
     assert "from step 1  skip" in succeeds("order", "edit", str(root / "run"), "skip", "1")
+
+
+def test_a_skip_has_one_mixture(root: Path) -> None:
+    """What it leaves out is what the mixture at its first step would have read: another must not begin inside."""
+    run, ledger = str(root / "run"), root / "run" / FILE_NAME
+    succeeds("order", "edit", run, "weights", "web=1", "--from-step", "12")
+    before = ledger.read_bytes()
+    code, _, err = fmscale("order", "edit", run, "skip", "5")
+    assert (code, ledger.read_bytes()) == (2, before)
+    assert err.splitlines() == [
+        "error: another edit begins inside of what is to be skipped",
+        "  expected: a skip that ends before step 12",
+        "  found: steps 9 to 13",
+        "  do: skip 3 steps now, and the others with --from-step 12",
+    ]
+    plain = order_of(root)
+    succeeds("order", "edit", run, "skip", "3")
+    succeeds("order", "edit", run, "skip", "2", "--from-step", "12")
+    at, skipped = order_of(root).locate(rows_of_steps(9, 11)), plain.locate(rows_of_steps(9, 14))
+    for source in range(2):  # `books` and `web` go on behind what three steps would have read, each by itself
+        count = np.count_nonzero(at.source == source)
+        left = np.count_nonzero(skipped.source[: 3 * ROWS] == source)
+        mine = [at.chunk[at.source == source], at.start[at.source == source]]
+        theirs = [skipped.chunk[skipped.source == source], skipped.start[skipped.source == source]]
+        known = min(count, len(theirs[0]) - left)
+        for a, b in zip(mine, theirs, strict=True):
+            assert a[:known].tolist() == b[left : left + known].tolist()
+
+
+def test_a_ledger_that_is_not_the_checkpoints_is_noticed_and_put_back(root: Path) -> None:
+    run, file = root / "run", root / "run" / FILE_NAME
+    succeeds("order", "edit", str(run), "weights", "web=1", "books=3")
+    go(config_of(root, "train.steps=12"))
+    right, trained = file.read_bytes(), hashes(config_of(root, "train.steps=12"))
+    assert succeeds("order", "restore", str(run)).endswith("nothing to do\n")
+    newest = CheckpointStore(run / "checkpoints").list()[-1].name
+    what = f"the edit ledger does not continue the one in checkpoint {newest}"
+    damaged = right.replace(b"3", b"4", 1)
+    for wrong, message in ((None, what), (damaged, "is not as it was written")):
+        file.unlink()
+        if wrong is not None:
+            file.write_bytes(wrong)
+        commands = [["order", *settings(root, "train.steps=12")], ["train", "--dry-run", *settings(root)]]
+        commands += [
+            ["data", "mix", *settings(root, "train.steps=12")],
+            ["order", "edit", str(run), "weights", "web=1"],
+        ]
+        for command in commands:
+            code, _, err = fmscale(*command)
+            assert code == 3, command
+            assert message in err
+            assert "`fmscale order restore RUN`" in err
+        if wrong is None:
+            assert not file.exists(), "nothing was written"
+            assert fmscale("order", "log", str(run))[1:] == (
+                "no edits\n",
+                f"note: {what} expected: its 1 entries first, the last with hash {Ledger.parse(right, '').head[:16]} "
+                f"found: 0 entries, the last with hash {'0' * 16} do: put back ledger.jsonl as it was, or `fmscale "
+                "order restore RUN`: the newest checkpoint has a copy\n",
+            )
+        out = succeeds("order", "restore", str(run))
+        kept = "" if wrong is None else "; what was there is ledger.jsonl.replaced-0"
+        assert out == f"1 entries, as {newest} has them; later ones are not in it{kept}\n"
+        assert file.read_bytes() == right
+    assert (run / f"{FILE_NAME}.replaced-0").read_bytes() == damaged
+    assert replayed(root, 1, 12, "train.steps=12") == trained
+    shutil.rmtree(run)
+    enter(config_of(root))
+    code, _, err = fmscale("order", "restore", str(run))
+    assert code == 4
+    assert "there is no checkpoint to take the edit ledger from" in err
+
+
+def test_a_config_that_is_not_as_it_was_written(root: Path) -> None:
+    file = root / "run" / "config.yaml"
+    for content, found in ((b"\xff\xfe", "'utf-8' codec can't decode"), (b"", "no source")):
+        file.write_bytes(content)
+        for command in (["order", "log", str(root / "run")], ["order", "edit", str(root / "run"), "skip", "1"]):
+            code, _, err = fmscale(*command)
+            assert code == 3, command
+            assert "the run's config.yaml is not as it was written" in err
+            assert f"found: {found}" in err
+            assert "the run's checkpoints hold it too" in err
+
+
+def test_plans_of_a_run_that_is_there_are_of_its_settings(root: Path) -> None:
+    other = settings(root, "data.sources.web.weight=5")
+    for command in (["order"], ["data", "mix"], ["train"], ["train", "--dry-run"]):
+        code, out, err = fmscale(*command, *other)
+        assert (code, out) == (2, ""), command
+        assert "this run exists with other settings" in err
+        assert "data.sources.web.weight: 1.0 -> 5.0" in err
+
+
+def test_a_defect_of_ours_is_told_in_short(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(run: str) -> Path:
+        raise KeyError("a key\nof two lines")
+
+    monkeypatch.setattr("launcher.cli_order.run_dir_of", fails)
+    code, _, err = fmscale("order", "log", "run")
+    assert code == 1
+    lines = err.splitlines()
+    assert lines[0] == "error: this should not have happened"
+    assert lines[1].startswith("  found: KeyError: 'a key\\nof two lines' (test_edits.py, line ")
+    assert lines[2] == "  do: report it, with what `fmscale --debug ...` shows of the same command"
+    assert len(lines) == 3

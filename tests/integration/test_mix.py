@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
@@ -30,7 +31,7 @@ from fmscale.observe.flops import flops_per_token
 from launcher.mix import save_plot, show, tokens
 from launcher.snapshot import enter
 from launcher.start import check
-from tests.corpora import make_corpus
+from tests.corpora import grow_corpus, make_corpus
 from tests.integration.test_edits import fmscale, succeeds
 from tests.runs import TINY
 
@@ -175,8 +176,8 @@ def test_a_source_that_would_be_read_too_often(root: Path) -> None:
         assert code == 2
         assert err.splitlines() == [
             "error: source `books` would be read more often than its max_epochs",
-            "  expected: at most 18,816 tokens, 1.5 epochs of 12,544",
-            "  found: 31,744 tokens (2.53 epochs) in 200 steps, 12,928 too many",
+            "  expected: at most 1.5 epochs of 12,544 tokens",
+            "  found: 2.53 epochs (31,744 tokens are read) in 200 steps, 12,928 tokens too many",
             "  do: lower train.steps or its weight (of an existing run: `fmscale order edit RUN weights|stages`), or "
             "set data.sources.books.max_epochs or beyond_max_epochs=repeat (`fmscale data mix` shows all)",
         ]
@@ -215,6 +216,41 @@ def test_an_edit_that_max_epochs_forbids_is_not_written(root: Path, tmp_path: Pa
         assert ledger.read_bytes() == before
     succeeds("order", "edit", run, "weights", "web=1")
     succeeds("train", "--dry-run", *arguments(root, *settings))
+
+
+def repeats(order: Order, source: int, rows: int, epochs: int) -> int:
+    """How many of the rows below `rows` read a place of the source that `epochs` rows before have read."""
+    at = order.locate(np.arange(rows))
+    own = at.source == source
+    seen: Counter[tuple[int, int]] = Counter(zip(at.chunk[own].tolist(), at.start[own].tolist(), strict=True))
+    return sum(count - epochs for count in seen.values() if count > epochs)
+
+
+@pytest.mark.parametrize("kind", ["skip", "generation"])
+def test_epochs_count_what_edits_leave_out(root: Path, tmp_path: Path, kind: str) -> None:
+    """A skip or a new generation makes repeats come earlier than tokens say; max_epochs sees them."""
+    make_corpus(tmp_path / "books", chunks=10)
+    more = [f"run.root={tmp_path}", f"data.sources.books.corpus={tmp_path / 'books'}", "data.window_chunks=2"]
+    more += ["data.stages=[{from_tokens: 1e9, weights: {web: 1, code: 1}}]", "data.sources.books.max_epochs=1"]
+    more += ["data.sources.web.weight=0", "data.sources.code.weight=0", "train.batch_ramp=[]"]
+    config = config_of(root, *more, "train.steps=3")
+    order = open_run_data(config).order
+    books = [source.name for source in order.sources].index("books")
+    epoch, batch = order.rows_per_epoch(books), config.train.global_batch
+    enter(config)
+    if kind == "generation":
+        grow_corpus(tmp_path / "books", chunks=10)
+    what = "3" if kind == "skip" else "books"
+    succeeds("order", "edit", str(config.run_dir), kind, what, "--from-step", "4")
+    longer = config_of(root, *more, f"train.steps={epoch // batch}")
+    data = open_run_data(longer)
+    plan = reading_plan(longer, data)
+    source = plan.sources[books]
+    assert source.tokens <= epoch * order.row_tokens, "by tokens it would be one epoch"
+    assert repeats(data.order, books, epoch // batch * batch, 1) > 0
+    assert source.tokens_beyond > 0
+    with pytest.raises(ConfigError, match=rf"at most 1 epochs(?s:.*)\({source.tokens:,} tokens are read\)"):
+        require_epochs(longer, plan)
 
 
 def test_a_dry_run_begins_with_the_first_batch_and_counts_each_length(root: Path) -> None:

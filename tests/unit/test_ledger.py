@@ -136,6 +136,8 @@ def test_the_messages_of_damage_say_where(tmp_path: Path) -> None:
     lines = raw.splitlines(keepends=True)
     cases = {
         lines[0] + "{\n": r"ledger.jsonl, line 2\)\n  expected: a JSON object\n  found: Expecting property name",
+        '{"from_row": NaN}\n': r"line 1\)\n  expected: a JSON object\n  found: NaN is no number in JSON",
+        "[" * 100_000 + "\n": r"line 1\)\n  expected: a JSON object\n  found: maximum recursion depth exceeded",
         lines[1]: r"entry 0\)\n  expected: seq 0 after the hash 0000000000000000\n  found: seq 1 after ",
         lines[0] + lines[2]: r"entry 1\)\n  expected: seq 1 after the hash ",
         raw.replace("0.25", "0.75"): r"entry 0\)\n  expected: hash [0-9a-f]{16}, computed\n  found: hash ",

@@ -88,6 +88,22 @@ def verify(
 
 
 @data_app.command()
+def grow(corpus: Path, other: Annotated[Path, typer.Argument(help="A finished corpus; it stays as it is.")]) -> None:
+    """Add another corpus as the next generation: same tokenizer and chunk sizes, and no chunk changes its number."""
+    from data_pipeline.grow import grow as run
+    from data_pipeline.progress import progress
+    from fmscale.corpus.shards import manifests
+
+    total = sum(split.bytes for _, manifest in manifests(other) for split in manifest.splits.values())
+    with progress("verify", total) as advance:
+        directory = run(corpus, other, advance)
+    typer.echo(f"{directory}: {other} is a further generation of {corpus}; what stands in both was not looked for")
+    typer.echo(
+        "a run reads it after `fmscale order edit RUN generation SOURCE`; packed rows want `fmscale data pack` first"
+    )
+
+
+@data_app.command()
 def pack(
     corpus: Path,
     row_tokens: Annotated[int, typer.Option(help="U, the tokens of a row: data.seq_len of the runs to come.")],

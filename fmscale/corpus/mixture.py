@@ -18,7 +18,9 @@ Within that bound, a source whose weight begins or ends at a stage may have a ro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -50,17 +52,19 @@ def quantise(weights: Sequence[float], names: Sequence[str]) -> tuple[int, ...]:
     first). Raises ConfigError if a weight above 0 would round to less than one row in PERIOD.
     """
     exact = [Fraction(weight) for weight in weights]
-    share = [weight * PERIOD / sum(exact) for weight in exact]
-    for name, weight in zip(names, share, strict=True):
-        if 0 < weight < 1:
+    unit = math.lcm(*(weight.denominator for weight in exact))
+    parts = [weight.numerator * (unit // weight.denominator) for weight in exact]  # whole numbers, as exact and quicker
+    total = sum(parts)
+    for name, part in zip(names, parts, strict=True):
+        if 0 < part * PERIOD < total:
             raise ConfigError(
                 f"the weight of source `{name}` is too small to be kept",
                 expected=f"at least 1/{PERIOD} of all weights together",
-                found=f"{float(weight / PERIOD):.3g} of them",
+                found=f"{part / total:.3g} of them",
                 do="give it more weight, or leave the source out",
             )
-    whole = [int(weight) for weight in share]
-    by_remainder = sorted(range(len(share)), key=lambda s: whole[s] - share[s])
+    whole = [part * PERIOD // total for part in parts]
+    by_remainder = sorted(range(len(parts)), key=lambda s: -(parts[s] * PERIOD % total))
     for s in by_remainder[: PERIOD - sum(whole)]:
         whole[s] += 1
     return tuple(whole)
@@ -75,6 +79,7 @@ class Mixture:
         starts = [stage.start for stage in self.stages]
         assert starts[0] == 0, f"a mixture begins at row {starts[0]}"
         assert starts == sorted(set(starts)), f"starts of stages do not rise: {starts}"
+        assert starts[-1] <= MAX_ROWS, f"a stage begins at row {starts[-1]}, beyond what can be counted"
         for stage in self.stages:
             assert sum(stage.weights) == PERIOD, f"weights sum to {sum(stage.weights)}"
             assert min(stage.weights) >= 0, f"a weight is negative: {stage.weights}"
@@ -128,7 +133,10 @@ class Mixture:
 
     def ideal(self, rows: int) -> list[Fraction]:
         """What each source would have had of the rows [0, rows) if rows could be divided."""
-        return [Fraction(units, PERIOD) for units in self._units((1 << s for s in range(self.sources)), rows)]
+        i = bisect_right(self.stages, rows, key=lambda stage: stage.start) - 1
+        start, weights = self.stages[i]
+        begun = self._begun[i].tolist()
+        return [Fraction(b + (rows - start) * w, PERIOD) for b, w in zip(begun, weights, strict=True)]
 
     @cached_property
     def deviation_bound(self) -> float:
@@ -139,18 +147,36 @@ class Mixture:
             node, deviation = todo.pop()
             bound = max(bound, deviation)
             if not isinstance(node, int):
+                of_node = self._of(self._table, node)
+                there = of_node > 0
                 for child in node:
-                    share = largest_share(self._weights, mask_of(child), mask_of(node))
+                    of_child = self._of(self._table, child)
+                    share = float((of_child[there] / of_node[there]).max(initial=0.0))  # of any stage
                     todo.append((child, 0.5 + share * deviation))
         return bound
 
     @cached_property
-    def _weights(self) -> tuple[tuple[int, ...], ...]:
-        return tuple(stage.weights for stage in self.stages)
+    def _tree(self) -> Tree:
+        return split_tree(tuple(stage.weights for stage in self.stages))
 
     @cached_property
-    def _tree(self) -> Tree:
-        return split_tree(self._weights)
+    def _table(self) -> I64:
+        """Weights, [stages, sources]."""
+        return np.array([stage.weights for stage in self.stages], np.int64)
+
+    @cached_property
+    def _begun(self) -> I64:
+        """Ideal of each source where each stage begins, in 1 / PERIOD rows, [stages, sources]. Summed up once for all
+        nodes: curves make hundreds of stages. A row of it sums to PERIOD x the stage's start, which is 62 bits."""
+        spans = np.diff([stage.start for stage in self.stages])
+        given = np.cumsum(spans[:, None] * self._table[:-1], axis=0, dtype=np.int64)
+        return np.concatenate([np.zeros((1, self.sources), np.int64), given])
+
+    @staticmethod
+    def _of(table: I64, node: Tree) -> I64:
+        """Columns of a table [stages, sources] summed over the sources below `node`, [stages]."""
+        below: I64 = table[:, leaves_of(node)].sum(axis=1)
+        return below
 
     @cached_property
     def _lines(self) -> dict[Tree, _Line]:
@@ -160,29 +186,21 @@ class Mixture:
         while todo:
             node = todo.pop()
             if not isinstance(node, int):
-                lines[node] = self._line(mask_of(node[0]), mask_of(node))
+                lines[node] = self._line(node[0], node)
                 todo += node
         return lines
 
-    def _line(self, first: int, node: int) -> _Line:
-        some = [i for i, weights in enumerate(self._weights) if _sum(weights, node)]  # elsewhere the node gets nothing
-        if not some:
+    def _line(self, first: Tree, node: Tree) -> _Line:
+        node_weight = self._of(self._table, node)
+        some = node_weight > 0  # elsewhere the node gets nothing
+        if not some.any():
             return _Line(*(np.array([value], np.int64) for value in (0, 0, 1, 0)))
-        units = [self._units((node, first), self.stages[i].start) for i in some]
         return _Line(
-            start=np.array([of_node for of_node, _ in units], np.int64),
-            first=np.array([of_first for _, of_first in units], np.int64),
-            node_weight=np.array([_sum(self._weights[i], node) for i in some], np.int64),
-            first_weight=np.array([_sum(self._weights[i], first) for i in some], np.int64),
+            start=self._of(self._begun, node)[some],
+            first=self._of(self._begun, first)[some],
+            node_weight=node_weight[some],
+            first_weight=self._of(self._table, first)[some],
         )
-
-    def _units(self, masks: Iterable[int], rows: int) -> list[int]:
-        """Ideals of sets of sources after `rows` rows, in units of 1 / PERIOD rows."""
-        ends = [*(stage.start for stage in self.stages[1:]), rows]
-        spans = [
-            (max(0, min(end, rows) - stage.start), stage.weights) for stage, end in zip(self.stages, ends, strict=True)
-        ]
-        return [sum(span * _sum(weights, mask) for span, weights in spans) for mask in masks]
 
     def _split(self, node: Tree, count: I64) -> I64:
         """Rows of the node's first child among its first `count` [N] rows: round(g(count))."""
@@ -214,14 +232,9 @@ _SEARCHED = 8
 """Sources over which all trees are compared: 3^8 / 2 pairs of subsets, a tenth of a second."""
 
 
-def mask_of(node: Tree) -> int:
-    """The sources below a node, as bits."""
-    return 1 << node if isinstance(node, int) else mask_of(node[0]) | mask_of(node[1])
-
-
-def largest_share(stages: Sequence[Sequence[int]], part: int, whole: int) -> float:
-    """The largest share that `part` has of `whole` in any stage; 0 where neither ever has weight."""
-    return max((_sum(w, part) / _sum(w, whole) for w in stages if _sum(w, whole)), default=0.0)
+def leaves_of(node: Tree) -> list[int]:
+    """The sources below a node."""
+    return [node] if isinstance(node, int) else leaves_of(node[0]) + leaves_of(node[1])
 
 
 @lru_cache(maxsize=64)
@@ -233,13 +246,14 @@ def split_tree(stages: tuple[tuple[int, ...], ...]) -> Tree:
     tree of most slack; of more than 8 sources the smallest are first put together, two by two. Among trees that keep
     the law, the one with fewest nodes in which one part begins or ends alone: there a row can cross a stage's edge.
     """
-    groups: list[Tree] = list(range(len(stages[0])))
+    table = np.array(stages, np.int64)
+    totals = table.sum(axis=0).tolist()
+    groups: list[Tree] = list(range(table.shape[1]))
     while len(groups) > _SEARCHED:
-        groups.sort(key=lambda node: (sum(_sum(weights, mask_of(node)) for weights in stages), mask_of(node)))
+        groups.sort(key=lambda node: (sum(totals[s] for s in leaves_of(node)), sum(1 << s for s in leaves_of(node))))
         groups = [(groups[0], groups[1]), *groups[2:]]
     everything = (1 << len(groups)) - 1
-    table = np.array(stages, np.int64)
-    columns = [table[:, [s for s in range(table.shape[1]) if mask_of(node) >> s & 1]].sum(axis=1) for node in groups]
+    columns = [table[:, leaves_of(node)].sum(axis=1) for node in groups]
     weight = {
         subset: np.sum([columns[i] for i in range(len(groups)) if subset >> i & 1], axis=0)
         for subset in range(1, everything + 1)
@@ -266,7 +280,3 @@ def split_tree(stages: tuple[tuple[int, ...], ...]) -> Tree:
             part = (part - 1) & subset
         best[subset] = max(choices)[1]
     return best[everything][2]
-
-
-def _sum(weights: Sequence[int], mask: int) -> int:
-    return sum(weight for s, weight in enumerate(weights) if mask >> s & 1)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmscale.corpus.mixture import MAX_ROWS, PERIOD, Mixture, Stage, quantise
+from fmscale.corpus.mixture import MAX_ROWS, PERIOD, Mixture, Stage, leaves_of, quantise
 from fmscale.errors import ConfigError
 
 weight_lists = st.lists(st.floats(0.01, 1e6), min_size=1, max_size=9)
@@ -46,6 +46,72 @@ def mixtures(draw: st.DrawFn, most_sources: int = 6) -> Mixture:
         weights = draw(st.lists(weight, min_size=sources, max_size=sources).filter(any))
         stages.append(Stage(start, quantise(weights, [""] * sources)))
     return Mixture(tuple(stages))
+
+
+def units_by_the_definition(mixture: Mixture, sources: list[int], rows: int) -> int:
+    """The ideal of a set of sources after `rows` rows, in 1 / PERIOD rows: summed from row 0, in Python's integers."""
+    ends = [*(stage.start for stage in mixture.stages[1:]), rows]
+    spans = [max(0, min(end, rows) - stage.start) for stage, end in zip(mixture.stages, ends, strict=True)]
+    weights = [sum(stage.weights[s] for s in sources) for stage in mixture.stages]
+    return sum(span * weight for span, weight in zip(spans, weights, strict=True))
+
+
+@given(mixtures(most_sources=12), st.integers(1, MAX_ROWS // 1500), st.lists(st.integers(0, MAX_ROWS), max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_what_is_summed_up_once_is_what_the_definition_sums_from_row_0(
+    near: Mixture, apart: int, rows: list[int]
+) -> None:
+    mixture = Mixture(tuple(Stage(start * apart, weights) for start, weights in near.stages))
+    for n in [*rows, *(stage.start for stage in mixture.stages)]:
+        ideals = [Fraction(units_by_the_definition(mixture, [s], n), PERIOD) for s in range(mixture.sources)]
+        assert mixture.ideal(n) == ideals
+    bound, todo = 0.0, [(mixture._tree, 0.0)]
+    while todo:
+        node, deviation = todo.pop()
+        bound = max(bound, deviation)
+        if isinstance(node, int):
+            continue
+        below, first, line = leaves_of(node), leaves_of(node[0]), mixture._lines[node]
+        weights = [(sum(w[s] for s in below), sum(w[s] for s in first)) for _, w in mixture.stages]
+        held = [(start, *each) for (start, _), each in zip(mixture.stages, weights, strict=True) if each[0]]
+        if held:
+            assert line.start.tolist() == [units_by_the_definition(mixture, below, start) for start, _, _ in held]
+            assert line.first.tolist() == [units_by_the_definition(mixture, first, start) for start, _, _ in held]
+            assert line.node_weight.tolist() == [weight for _, weight, _ in held]
+            assert line.first_weight.tolist() == [weight for _, _, weight in held]
+        for child in node:
+            of_child = [sum(w[s] for s in leaves_of(child)) for _, w in mixture.stages]
+            shares = [part / whole for part, (whole, _) in zip(of_child, weights, strict=True) if whole]
+            todo.append((child, 0.5 + max(shares, default=0.0) * deviation))
+    assert mixture.deviation_bound == bound
+
+
+def quantised_by_the_definition(weights: list[float]) -> tuple[int, ...]:
+    exact = [Fraction(weight) for weight in weights]
+    share = [weight * PERIOD / sum(exact) for weight in exact]
+    whole = [int(weight) for weight in share]
+    for s in sorted(range(len(share)), key=lambda s: whole[s] - share[s])[: PERIOD - sum(whole)]:
+        whole[s] += 1
+    return tuple(whole)
+
+
+@given(st.lists(st.one_of(st.integers(1, 10), st.sampled_from([0.1, 0.5, 1 / 3, 1e15]), st.floats(0.1, 9)), min_size=1))
+@settings(max_examples=100)
+def test_weights_in_whole_numbers_are_those_in_fractions(weights: list[float]) -> None:
+    if 1e15 in weights:
+        weights = [1e15 if weight == 1e15 else 0 for weight in weights]
+    assert quantise(weights, [""] * len(weights)) == quantised_by_the_definition(weights)
+
+
+@pytest.mark.parametrize(("sources", "curves"), [(8, 64), (20, 20), (64, 10)])
+def test_many_stages_of_many_sources_begin_in_a_moment(sources: int, curves: int) -> None:
+    rng = np.random.default_rng(sources)
+    weights = rng.integers(1, 9, (64 * curves, sources)).tolist()
+    begun = time.process_time()
+    mixture = Mixture(tuple(Stage(i * 10**9, quantise(w, [""] * sources)) for i, w in enumerate(weights)))
+    assert mixture.counts(10**12).sum() == 10**12
+    assert 1 <= mixture.deviation_bound < 3
+    assert time.process_time() - begun < 2
 
 
 def deviations(mixture: Mixture, rows: int) -> list[Fraction]:
@@ -131,6 +197,13 @@ def test_the_last_rows_cost_and_keep_what_the_first_do() -> None:
     )
     with pytest.raises(AssertionError, match="beyond what can be counted"):
         mixture.locate(np.array([MAX_ROWS]))
+
+
+def test_a_stage_that_no_row_can_reach_is_none() -> None:
+    """Behind MAX_ROWS integers overflow: settings and edits are refused before they come here."""
+    Mixture((Stage(0, (PERIOD,)), Stage(MAX_ROWS, (PERIOD,))))
+    with pytest.raises(AssertionError, match="beyond what can be counted"):
+        Mixture((Stage(0, (PERIOD,)), Stage(MAX_ROWS + 1, (PERIOD,))))
 
 
 def test_a_row_that_never_comes_is_nowhere() -> None:

@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -26,6 +26,7 @@ _SECRET = re.compile(
     r"|(^|\.)(\w*_)?(api|access|auth|hf|session)_token$|(^|\.)token$",
     re.IGNORECASE,
 )
+_PLAIN = {bool: "true or false", int: "a number", float: "a number", str: "a text"}
 _REMEDY = "docs/config.md and docs/data.md say where every key stands with its default"
 
 
@@ -72,6 +73,8 @@ def _to_object(schema: type[Schema], merged: Any) -> Schema:
     except OmegaConfBaseException as error:
         raise _config_error(error, "any file or argument") from error
     assert isinstance(settings, schema), f"OmegaConf made a {type(settings).__name__} of {schema.__name__}"
+    for key, value, kind in _misplaced(settings):
+        raise ConfigError(f"setting `{key}` has a wrong value", expected=kind, found=str(value)[:80], do=_REMEDY)
     return settings
 
 
@@ -163,6 +166,29 @@ def _merge(base: Any, update: DictConfig, origin: str) -> Any:
         return OmegaConf.merge(base, update)
     except OmegaConfBaseException as error:
         raise _config_error(error, origin) from error
+    except TypeError as error:  # what OmegaConf makes of a list for a group inside a list, without saying where
+        raise ConfigError(
+            "a setting is a list where a group of settings belongs, or the other way round",
+            expected="[...] for lists and {KEY: value, ...} for groups, as in the schema",
+            found=f"{', '.join(key for key, _ in _leaves(new))[:80]} in {origin[:160]}",
+            do=_REMEDY,
+        ) from error
+
+
+def _misplaced(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(key, value, what belongs there) of groups and lists that OmegaConf lets be values of a dict[str, float]."""
+    hints = get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        value, arguments = getattr(settings, field.name), get_args(hints[field.name])
+        entries: list[tuple[Any, Any]] = [(field.name, value)]
+        if isinstance(value, dict | list):
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            entries = [(f"{field.name}.{key}", each) for key, each in pairs]
+        for key, each in entries:
+            if dataclasses.is_dataclass(each):
+                yield from _misplaced(each, f"{prefix}{key}.")
+            elif isinstance(value, dict | list) and isinstance(each, dict | list) and arguments[-1] in _PLAIN:
+                yield f"{prefix}{key}", each, _PLAIN[arguments[-1]]
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from fmscale.config import CheckpointConfig, Config
 from fmscale.errors import ConfigError
 from fmscale.s3_request import check_url
 from fmscale.settings import flatten
+from fmscale.validate_sources import check_name, check_source
 from fmscale.validate_stages import nearest, schedules, stages
 
 POSITIVE = """
@@ -41,6 +42,8 @@ def validate(config: Config, world_size: int | None = None, *, elsewhere: bool =
             found=config.run.name,
             do="choose such a name",
         )
+    for name in data.sources:  # before a message that has one in it
+        check_name(name)
     _at_least_one(config)
     if config.checkpoint.remote:
         check_url(config.checkpoint.remote)
@@ -150,19 +153,13 @@ def validate(config: Config, world_size: int | None = None, *, elsewhere: bool =
             do="set data.sources.main.corpus=DIR, a directory written by `fmscale data prepare`",
         )
     for name, source in data.sources.items():
-        if not source.weight >= 0 or not math.isfinite(source.weight) or (source.weight == 0 and not data.stages):
+        check_source(name, source)
+        if source.weight == 0 and not data.stages:
             raise ConfigError(
                 f"source `{name}` has an impossible weight",
                 expected="a number > 0, or 0 where data.stages give it weight later",
                 found=str(source.weight),
                 do="set a weight, or leave the source out",
-            )
-        if not source.max_epochs >= 0:
-            raise ConfigError(
-                f"source `{name}` has an impossible max_epochs",
-                expected="a number > 0, or 0 for no limit",
-                found=str(source.max_epochs),
-                do=f"set data.sources.{name}.max_epochs",
             )
         if not elsewhere and not (Path(source.corpus) / "manifest.json").is_file():
             raise ConfigError(
@@ -242,6 +239,7 @@ def _in_range(config: Config) -> None:
         ("optim.beta2", 0.0, 1.0, "0 <= beta < 1"),
         ("schedule.final_lr_ratio", 0.0, math.nextafter(1.0, 2.0), "0 to 1"),
         ("data.bad_chunk_budget", 0.0, math.nextafter(1.0, 2.0), "0 to 1, a share of a source's chunks"),
+        ("data.window_chunks", 1, 2**31, "1 to 2,147,483,647 chunks; more than a source has make one window of all"),
         ("data.seed", -(2**63), 2**63, "a signed 64-bit integer"),
         ("train.seed", -(2**63), 2**63, "a signed 64-bit integer"),
     ]

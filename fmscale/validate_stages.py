@@ -6,7 +6,10 @@ import math
 from collections.abc import Sequence
 
 from fmscale.config import Config, StageConfig
+from fmscale.corpus.mixture import MAX_ROWS
+from fmscale.corpus.steps import StepPlan, row_of, step_plan
 from fmscale.errors import ConfigError
+from fmscale.validate_sources import MAX_WEIGHT, is_weight
 
 
 def schedules(config: Config) -> None:
@@ -27,6 +30,13 @@ def schedules(config: Config) -> None:
                 found=f"{rows} < {dp} (train.micro_batch={train.micro_batch})",
                 do=f"set {key}={dp} or parallel.dp={max(1, rows)}",
             )
+        if rows > MAX_ROWS:
+            raise ConfigError(
+                "a global batch has more rows than can be counted",
+                expected=f"{key} of {MAX_ROWS:,} or less",
+                found=_counted(rows),
+                do=f"set {key} to rows of one step",
+            )
     share = math.ceil(max(rows for _, rows in entries) / dp)
     if train.micro_batch > share:
         raise ConfigError(
@@ -44,6 +54,20 @@ def schedules(config: Config) -> None:
                 found=str(stage.seq_len),
                 do=f"set it to {nearest(stage.seq_len, legal)}",
             )
+    plan = step_plan(config)
+    if (rows := plan.rows_after(train.steps)) > MAX_ROWS:  # behind it integers overflow, and nothing says so
+        most = plan.step_with(MAX_ROWS).number - 1
+        raise ConfigError(
+            "the run has more rows than can be counted",
+            expected=f"at most {MAX_ROWS:,} rows, which is train.steps={most} with these global batches",
+            found=f"train.steps={_counted(train.steps)}, {_counted(rows)} rows",
+            do="lower train.steps, or the global batch",
+        )
+
+
+def _counted(number: int) -> str:
+    """A number that may have any number of digits, in few."""
+    return f"{number:,}" if number < 10**18 else f"more than 2^{number.bit_length() - 1}"
 
 
 def _rising(key: str, tokens: list[float]) -> None:
@@ -59,7 +83,7 @@ def _rising(key: str, tokens: list[float]) -> None:
 def stages(config: Config) -> None:
     """Weights of sources over training: raise ConfigError for what cannot be."""
     data, names = config.data, config.data.sources
-    check_stages(data.stages, list(names))
+    check_stages(data.stages, list(names), step_plan(config), data.seq_len)
     first = data.stages[0].from_tokens if data.stages else math.inf
     if first > 0 and not any(source.weight > 0 for source in names.values()):
         raise ConfigError(
@@ -79,18 +103,28 @@ def stages(config: Config) -> None:
             )
 
 
-def check_stages(planned: Sequence[StageConfig], names: Sequence[str], key: str = "data.stages") -> None:
-    """Raise ConfigError unless these are stages of the sources `names`; `key` is what the user calls them."""
+def check_stages(
+    planned: Sequence[StageConfig], names: Sequence[str], steps: StepPlan, row_tokens: int, key: str = "data.stages"
+) -> None:
+    """Raise ConfigError unless these are stages of the sources `names` in rows of `row_tokens` tokens; `key` is what
+    the user calls them."""
     _rising(key, [stage.from_tokens for stage in planned])
     for i, stage in enumerate(planned):
         unknown = [name for name in stage.weights if name not in names]
-        bad = [name for name, weight in stage.weights.items() if not (math.isfinite(weight) and weight >= 0)]
+        bad = [name for name, weight in stage.weights.items() if not is_weight(weight)]
         if unknown or bad or not any(weight > 0 for weight in stage.weights.values()):
             raise ConfigError(
                 f"{key}.{i} has no usable weights",
-                expected=f"weights of 0 or more, some above 0, of the sources {', '.join(names)}",
+                expected=f"weights of 0 to {MAX_WEIGHT:g}, some above 0, of the sources {', '.join(names)}",
                 found=", ".join(f"{name}: {weight:g}" for name, weight in stage.weights.items()) or "none",
                 do="name only these sources, and give one of them weight",
+            )
+        if steps.edge(row_of(stage.from_tokens, row_tokens)) > MAX_ROWS:
+            raise ConfigError(
+                f"{key}.{i} begins beyond all rows that can be counted",
+                expected=f"from_tokens below {MAX_ROWS * row_tokens:.3g}: {MAX_ROWS:,} rows of {row_tokens} tokens",
+                found=f"from_tokens={stage.from_tokens:g}",
+                do="mend the number, or leave the stage out",
             )
         if stage.curve != "constant" and i == len(planned) - 1:
             raise ConfigError(

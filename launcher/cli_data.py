@@ -190,9 +190,12 @@ def mix(
 
     from fmscale.corpus.mix import reading_plan, require_epochs
     from fmscale.corpus.sources import open_run_data
-    from launcher.mix import save_plot, show
+    from fmscale.corpus.stages import never_held
+    from launcher.mix import check_plot, save_plot, show
     from launcher.start import check, check_run
 
+    if plot is not None:
+        check_plot(plot)
     config = check(config_of(settings))
     data = open_run_data(config)
     check_run(config, data)
@@ -203,6 +206,8 @@ def mix(
         show(Console(width=None if sys.stdout.isatty() else 120), plan, data.order)
     if plot is not None:
         save_plot(plot, plan, data.order)
+    for note in never_held(config.data, data.order.steps, plan.tokens // data.order.row_tokens):
+        typer.echo(f"note: {note}", err=True)
     for note in require_epochs(config, plan):
         typer.echo(f"note: {note}", err=True)
 

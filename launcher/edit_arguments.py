@@ -7,9 +7,7 @@ Sources, generations and quarantined chunks are those at the edit's first step: 
 
 from __future__ import annotations
 
-import math
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,6 +23,7 @@ from fmscale.corpus.stages import stages_of
 from fmscale.corpus.steps import Step
 from fmscale.errors import ConfigError
 from fmscale.settings import load_settings
+from fmscale.validate_sources import MAX_WEIGHT, NAME, is_weight
 from fmscale.validate_stages import check_stages
 
 
@@ -61,7 +60,7 @@ def _stages(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
         raise usage("`stages` takes one file", "fmscale order edit RUN stages FILE.yaml", " ".join(arguments))
     planned = load_settings(StagesFile, arguments).stages
     names, steps, first_row = request.names, request.order.steps, request.step.first_row
-    check_stages(planned, names, "stages")
+    check_stages(planned, names, steps, request.order.row_tokens, "stages")
     begin = first_row * request.order.row_tokens
     if not planned or planned[0].from_tokens > begin:
         raise usage(
@@ -79,7 +78,7 @@ def _stages(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
 def _source(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
     """NAME=CORPUS, then NAME=WEIGHT for all sources."""
     name, _, path = (arguments[0] if arguments else "").partition("=")
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or not path:
+    if not NAME.fullmatch(name) or not path:
         raise usage(
             "`source` takes a name with its corpus, and all weights",
             "fmscale order edit RUN source NAME=CORPUS NAME=WEIGHT OTHER=WEIGHT ...",
@@ -164,9 +163,9 @@ def _named_weights(arguments: Sequence[str], names: Sequence[str]) -> dict[str, 
             given[name] = float(weight)
         except ValueError:
             raise usage("a weight is no number", "NAME=WEIGHT ...", argument) from None
-    possible = all(math.isfinite(weight) and weight >= 0 for weight in given.values())
+    possible = all(map(is_weight, given.values()))
     if not given.keys() <= set(names) or not possible or not any(given.values()):
-        expected = f"NAME=WEIGHT of {', '.join(names)}: 0 or more, some above 0"
+        expected = f"NAME=WEIGHT of {', '.join(names)}: 0 to {MAX_WEIGHT:g}, some above 0"
         raise usage("these are no weights of the run's sources", expected, " ".join(arguments) or "no weights")
     return {name: given.get(name, 0.0) for name in names}
 

@@ -56,8 +56,9 @@ def tokens(count: float) -> str:
     return f"{count:,.0f}"
 
 
-def save_plot(path: Path, plan: ReadingPlan, order: Order) -> None:
-    """Write the plot to `path` (.svg, .png or .pdf). Raises ConfigError without matplotlib, or for another ending."""
+def check_plot(path: Path) -> None:
+    """Raise ConfigError if no plot can be written to `path`: without matplotlib, for another ending than .svg, .png or
+    .pdf, in a directory that is not there."""
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise ConfigError(
             "no kind of picture has this ending",
@@ -65,9 +66,15 @@ def save_plot(path: Path, plan: ReadingPlan, order: Order) -> None:
             found=path.name,
             do="choose one of them",
         )
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigError(
+            "the plot has no place",
+            expected=f"a directory {path.parent} in which {path.name} is a file, or nothing yet",
+            found=f"{path} is a directory" if path.is_dir() else f"no directory {path.parent}",
+            do="make the directory, or correct the path",
+        )
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
+        import matplotlib.figure
     except ImportError:
         raise ConfigError(
             "the plot needs matplotlib",
@@ -75,17 +82,27 @@ def save_plot(path: Path, plan: ReadingPlan, order: Order) -> None:
             found="matplotlib is not installed",
             do="pip install 'fmscale[plot]', or leave --plot out: the terminal shows the plot too",
         ) from None
+
+
+def save_plot(path: Path, plan: ReadingPlan, order: Order) -> None:
+    """Write the plot to `path`. Raises ConfigError as `check_plot` does."""
+    check_plot(path)
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
     trained, shares, given = _series(plan, order, 400)
     ends = np.append(trained, plan.tokens)
-    names = [source.name for source in plan.sources]
+    numbers = [str(number) for number in range(len(plan.sources))]
     figure = Figure(figsize=(9, 6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    upper.stackplot(ends, np.vstack([shares, shares[-1:]]).T, labels=names, step="post")
+    upper.stackplot(ends, np.vstack([shares, shares[-1:]]).T, labels=numbers, step="post")
     upper.set(ylabel="share of rows", ylim=(0, 1))
-    figure.legend(loc="outside upper left", ncols=6, frameon=False)
+    legend = figure.legend(loc="outside upper left", ncols=6, frameon=False)
+    for text, source in zip(legend.get_texts(), plan.sources, strict=True):
+        text.set_text(source.name)  # as a label, one that begins with `_` would be left out
     figure.suptitle(f"{tokens(plan.tokens)} tokens in {plan.steps:,} steps", x=0.99, ha="right", fontsize="medium")
     for source, column in zip(plan.sources, given.T, strict=True):
-        lower.plot(ends, [*column, source.tokens], label=source.name)
+        lower.plot(ends, [*column, source.tokens])
     lower.set(xlabel="tokens trained", ylabel="tokens read of each source", xlim=(0, plan.tokens))
     for axis in (lower.xaxis, lower.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: tokens(value)))

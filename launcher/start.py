@@ -19,6 +19,7 @@ from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.mix import ReadingPlan, reading_plan, require_epochs
 from fmscale.corpus.order import Order
 from fmscale.corpus.sources import RunData, open_run_data, resolve, without_added
+from fmscale.corpus.stages import never_held
 from fmscale.durable import replace
 from fmscale.errors import ConfigError
 from fmscale.observe.metrics import last_step, summary
@@ -27,6 +28,7 @@ from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
 from fmscale.training.past import require_past
 from fmscale.validate import validate
+from fmscale.validate_sources import check_source
 from launcher.driver_process import die_with_parent
 from launcher.interface import own_address, socket_environment
 from launcher.snapshot import changes, enter
@@ -36,7 +38,10 @@ from launcher.supervise import finished, supervise
 def check(config: Config) -> Config:
     """`config` with what its corpora know filled in. Raises ConfigError or DataError."""
     world = int(os.environ.get("WORLD_SIZE", "1")) if _is_rank(config) else None
-    validate(without_added(config, Ledger.load(config.run_dir / FILE_NAME)), world)
+    begun_with = without_added(config, Ledger.load(config.run_dir / FILE_NAME))
+    validate(begun_with, world)
+    for name in config.data.sources.keys() - begun_with.data.sources.keys():  # an edit added it, settings are given
+        check_source(name, config.data.sources[name])
     return resolve(config)
 
 
@@ -74,7 +79,8 @@ def plan(config: Config, roll_back: str | None = None) -> str:
             lines.append(f"          {cut:,} tokens an epoch at chunks' ends are cut: data.seq_len divides no chunk")
     if len(reading.stages) > 1:
         lines.append(f"stages    {len(reading.stages)}: `fmscale data mix` shows them")
-    return "\n".join(lines + [f"note      {note}" for note in require_epochs(config, reading)])
+    notes = never_held(config.data, data.order.steps, reading.tokens // unit) + require_epochs(config, reading)
+    return "\n".join(lines + [f"note      {note}" for note in notes])
 
 
 def _work(config: Config, order: Order, reading: ReadingPlan) -> list[str]:

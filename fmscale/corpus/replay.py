@@ -13,7 +13,10 @@ import numpy as np
 from fmscale.config import Config
 from fmscale.corpus.batch import batch_hash, hash_hex
 from fmscale.corpus.loader import RowReader
+from fmscale.corpus.mixture import MAX_ROWS
 from fmscale.corpus.sources import open_run_data
+from fmscale.corpus.steps import step_plan
+from fmscale.errors import ConfigError
 from fmscale.topology import PADDING, rank_rows
 
 
@@ -23,6 +26,14 @@ def replay(config: Config, first_step: int, steps: int, dp: int) -> list[dict[st
     rows_per_rank: [dp] lists of row numbers, padding left out. batch_hash: 32 hex digits, as in metrics.jsonl. Edits
     are taken from the run directory's ledger, if any. Raises DataError or ConfigError.
     """
+    plan, last = step_plan(config), first_step + steps - 1
+    if plan.rows_after(last) > MAX_ROWS:
+        raise ConfigError(
+            "the steps are beyond all that can be counted",
+            expected=f"steps up to {plan.step_with(MAX_ROWS).number - 1:,}, which is {MAX_ROWS:,} rows",
+            found=f"steps {first_step:,} to {last:,}",
+            do="ask for steps of the run",
+        )
     data = open_run_data(config)
     reader = RowReader(data, config.model.attention == "document")
     records = []

@@ -44,6 +44,19 @@ def stages_of(data: DataConfig, names: Sequence[str], steps: StepPlan) -> tuple[
     )
 
 
+def never_held(data: DataConfig, steps: StepPlan, rows: int) -> list[str]:
+    """Lines about stages that none of the first `rows` rows is mixed by: a slip, or stages of a longer run."""
+    edges = [steps.edge(row_of(stage.from_tokens, data.seq_len)) for stage in data.stages]
+    lines = []
+    for i, (stage, first) in enumerate(zip(data.stages, edges, strict=True)):
+        never = f"stage data.stages.{i} (from_tokens={stage.from_tokens:,.0f}) never holds: "
+        if first >= rows:
+            lines.append(f"{never}the run has {rows * data.seq_len:,} tokens")
+        elif first in edges[i + 1 :]:
+            lines.append(f"{never}data.stages.{i + 1} begins with the same step, {steps.step_from(first).number:,}")
+    return lines
+
+
 def _progress(curve: str, x: float) -> float:
     """How far a curve has come at x of its way, both in [0, 1]."""
     return x if curve == "linear" else (1 - math.cos(math.pi * x)) / 2

@@ -6,6 +6,7 @@ FILE` draws the same with matplotlib, and what each source will have given by th
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from string import ascii_lowercase, ascii_uppercase, digits
@@ -73,15 +74,13 @@ def check_plot(path: Path) -> None:
             found=f"{path} is a directory" if path.is_dir() else f"no directory {path.parent}",
             do="make the directory, or correct the path",
         )
-    try:
-        import matplotlib.figure
-    except ImportError:
+    if find_spec("matplotlib") is None:
         raise ConfigError(
             "the plot needs matplotlib",
             expected="the extra `plot`",
             found="matplotlib is not installed",
             do="pip install 'fmscale[plot]', or leave --plot out: the terminal shows the plot too",
-        ) from None
+        )
 
 
 def save_plot(path: Path, plan: ReadingPlan, order: Order) -> None:

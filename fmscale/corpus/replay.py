@@ -31,7 +31,7 @@ def replay(config: Config, first_step: int, steps: int, dp: int) -> list[dict[st
         raise ConfigError(
             "the steps are beyond all that can be counted",
             expected=f"steps up to {plan.step_with(MAX_ROWS).number - 1:,}, which is {MAX_ROWS:,} rows",
-            found=f"steps {first_step:,} to {last:,}",
+            found=f"steps up to {last:,}" if last < 10**18 else "a number of 19 digits or more",
             do="ask for steps of the run",
         )
     data = open_run_data(config)

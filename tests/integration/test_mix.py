@@ -285,6 +285,50 @@ def test_the_plot_as_a_picture(root: Path, tmp_path: Path, monkeypatch: pytest.M
         save_plot(tmp_path / "other.svg", plan, data.order)
 
 
+def test_a_plot_that_cannot_be_written_is_refused_before_anything_is_shown(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder.png").mkdir()
+    for place, told in (
+        ("mix.jpg", "no kind of picture has this ending"),
+        ("nowhere/mix.png", f"found: no directory {tmp_path / 'nowhere'}"),
+        ("folder.png", "folder.png is a directory"),
+    ):
+        for more in ([], ["--json"]):
+            code, out, err = fmscale("data", "mix", *arguments(root), "--plot", str(tmp_path / place), *more)
+            assert (code, out) == (2, "")
+            assert told in err
+            assert len(err.splitlines()) == 4
+
+
+def test_every_source_is_in_the_legend(root: Path, tmp_path: Path) -> None:
+    names = [f"data.sources.{name}.{key}" for name in ("_low", "code") for key in ("corpus", "weight")]
+    more = [f"{names[0]}={root}/code", f"{names[1]}=1", "data.stages=[]", f"{names[3]}=2"]
+    succeeds("data", "mix", *arguments(root, *more), "--plot", str(tmp_path / "mix.svg"))
+    picture = (tmp_path / "mix.svg").read_text()  # glyphs are paths, each text a comment beside its own
+    assert [picture.count(f"<!-- {name} -->") for name in ("_low", "books", "code", "web")] == [1, 1, 1, 1]
+
+
+def test_stages_that_never_hold_are_told(root: Path) -> None:
+    stages = "{from_tokens: 500, weights: {books: 1}}, {from_tokens: 510, weights: {web: 1, code: 1}}"
+    more = [f"data.stages=[{stages}, {{from_tokens: 6e9, weights: {{code: 1}}}}]", "train.batch_ramp=[]"]
+    notes = [
+        "stage data.stages.0 (from_tokens=500) never holds: data.stages.1 begins with the same step, 2",
+        "stage data.stages.2 (from_tokens=6,000,000,000) never holds: the run has 102,400 tokens",
+    ]
+    code, _, err = fmscale("data", "mix", *arguments(root, *more))
+    assert (code, err.splitlines()) == (0, [f"note: {note}" for note in notes])
+    out = succeeds("train", "--dry-run", *arguments(root, *more))
+    assert out.splitlines()[-2:] == [f"note      {note}" for note in notes]
+
+
+def test_rows_behind_all_that_can_be_counted_are_no_batch(root: Path) -> None:
+    for more in (["--from", "1000000000000000"], ["--from", "5", "--steps", "9" * 300]):
+        code, out, err = fmscale("order", *arguments(root), *more)
+        assert (code, out) == (2, "")
+        assert "the steps are beyond all that can be counted" in err
+        assert max(map(len, err.splitlines())) < 90
+        assert "expected: steps up to 5,864,062,014,812, which is 70,368,744,177,664 rows" in err
+
+
 def far(sources: int, **changes: Any) -> tuple[Config, RunData]:
     """A run of 15 T tokens over corpora that nobody has."""
     names = [f"source-{number:02d}" for number in range(sources)]

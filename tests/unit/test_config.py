@@ -110,6 +110,48 @@ MISTAKES = [
     (["checkpoint.fast_dir=/dev/shm", "checkpoint.fast_every_steps=-1"], "fast_every_steps is negative", "0 or more"),
     (["checkpoint.keep=1"], "no predecessor to fall back to", "checkpoint.keep=2"),
     (["data.sources.main.weight=0"], "source `main` has an impossible weight", "leave the source out"),
+    (
+        ["train.steps=1000000000000000"],
+        "the run has more rows than can be counted",
+        "which is train.steps=2199023255552",
+    ),
+    (["train.steps=99999999999999999999"], "the run has more rows than can be counted", "train.steps=more than 2^66"),
+    ([f"train.steps=1{'0' * 4000}"], "the run has more rows than can be counted", "rows\n  do: lower train.steps"),
+    ([f"train.global_batch=1{'0' * 20}"], "global batch has more rows than can be counted", "found: more than 2^66"),
+    ([f"train.global_batch=1{'0' * 400}"], "global batch has more rows than can be counted", "70,368,744,177,664"),
+    (
+        [f"{RAMP}, {{from_tokens: 1e12, global_batch: 1{'0' * 23}}}]"],
+        "a global batch has more rows than can be counted",
+        "set train.batch_ramp.1.global_batch",
+    ),
+    (
+        ["train.global_batch=70368744177664", "train.steps=2", "schedule.warmup_steps=0"],
+        "the run has more rows than can be counted",
+        "which is train.steps=1 with",
+    ),
+    (
+        [f"{STAGE} {{main: 1}}}}, {{from_tokens: 1e17, weights: {{main: 1}}}}]"],
+        "data.stages.1 begins beyond all rows that can be counted",
+        "from_tokens below 7.21e+16: 70,368,744,177,664 rows of 1024 tokens",
+    ),
+    (
+        [f"{STAGE} {{main: 1}}}}, {{from_tokens: 1e300, weights: {{main: 1}}}}]"],
+        "data.stages.1 begins beyond all rows that can be counted",
+        "found: from_tokens=1e+300",
+    ),
+    (["data.window_chunks=1000000000000000000"], "data.window_chunks is out of range", "1 to 2,147,483,647 chunks"),
+    (["data.stages=[{weights: [1, 2]}]"], "a setting is a list where a group", "found: data.stages in the argument"),
+    (["data.sources={web: [1]}"], "a setting is a list where a group", "{KEY: value, ...} for groups"),
+    (
+        [f"{STAGE} {{main: {{a: 1}}}}}}]"],
+        "setting `data.stages.0.weights.main` has a wrong value",
+        "expected: a number\n  found: {'a': 1}",
+    ),
+    ([f"{STAGE} {{main: [1]}}}}]"], "setting `data.stages.0.weights.main` has a wrong value", "found: [1]"),
+    ([f"{STAGE} {{main: 1e308}}}}]"], "data.stages.0 has no usable weights", "weights of 0 to 1e+15, some above 0"),
+    (["data.sources.main.weight=1e308"], "source `main` has an impossible weight", "from 0 to 1e+15"),
+    (["data.sources.main.weight=-1"], "source `main` has an impossible weight", "found: -1.0"),
+    (["data.sources.main.max_epochs=1e308"], "source `main` has an impossible max_epochs", "at most 1e+09"),
     (["data.sources.main.weight=nan"], "data.sources.main.weight is not finite", "finite value"),
     (["data.sources.web.corpus=/nowhere"], "source `web` has no finished corpus", "prepare it"),
     (["data.sources.main.max_epochs=-1"], "source `main` has an impossible max_epochs", "0 for no limit"),
@@ -174,6 +216,24 @@ def test_a_mistake_is_one_clear_message(corpus: Path, overrides: list[str], what
     assert remedy in text
     assert len(text.splitlines()) <= 6
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["a.b", "web/../x y", "a\nb", "x=y", "\u00e9", "a$\\foo$b", "", " web"])
+def test_a_source_has_a_name_that_can_be_used_everywhere(corpus: Path, name: str) -> None:
+    config = config_of(corpus)
+    source = replace(config.data.sources["main"], weight=float("nan"))
+    bad = replace(config, data=replace(config.data, sources={name: source}))
+    with pytest.raises(ConfigError, match="a name that cannot be used everywhere") as caught:
+        validate(bad)
+    assert "expected: letters without accents, digits, `_` and `-`" in str(caught.value)
+    assert f"data.sources: {name!r}" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 4
+    good = replace(config, data=replace(config.data, sources={"_a-B9": config.data.sources["main"]}))
+    validate(good)
+
+
+def test_the_longest_run_that_can_be_counted(corpus: Path) -> None:
+    validate(config_of(corpus, "train.steps=2199023255552"))  # of 32 rows: 2^46
 
 
 SCHEDULES = """

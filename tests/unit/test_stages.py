@@ -6,7 +6,7 @@ import pytest
 
 from fmscale.config import DataConfig, SourceConfig, StageConfig
 from fmscale.corpus.mixture import PERIOD, quantise
-from fmscale.corpus.stages import CURVE_PIECES, stages_of
+from fmscale.corpus.stages import CURVE_PIECES, never_held, stages_of
 from fmscale.corpus.steps import StepPlan
 
 STEPS = StepPlan.constant(8, 64)
@@ -78,3 +78,22 @@ def test_a_curve_from_nothing_passes_through_weights_that_can_be_kept() -> None:
     )
     assert stages[0].weights == (PERIOD, 0)
     assert stages[-1].weights == quantise([0.999, 0.001], NAMES)
+
+
+def test_a_stage_that_never_holds_is_told() -> None:
+    planned = data(
+        StageConfig(from_tokens=1, weights={"web": 1}),
+        StageConfig(from_tokens=500, weights={"books": 1}),
+        StageConfig(from_tokens=512, weights={"web": 1}),
+        StageConfig(from_tokens=6e9, weights={"books": 1}),
+    )
+    assert never_held(planned, STEPS, rows=128) == [
+        "stage data.stages.0 (from_tokens=1) never holds: data.stages.1 begins with the same step, 2",
+        "stage data.stages.1 (from_tokens=500) never holds: data.stages.2 begins with the same step, 2",
+        "stage data.stages.3 (from_tokens=6,000,000,000) never holds: the run has 8,192 tokens",
+    ]
+    held = {stage.start for stage in stages_of(planned, NAMES, STEPS) if stage.start < 128}
+    assert held == {0, 8}
+    assert never_held(planned, STEPS, rows=8)[2].endswith("(from_tokens=512) never holds: the run has 512 tokens")
+    assert never_held(planned, STEPS, rows=10**9) == never_held(planned, STEPS, rows=128)[:2]
+    assert never_held(data(), STEPS, rows=8) == []

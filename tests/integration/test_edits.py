@@ -285,7 +285,10 @@ MISTAKES: list[tuple[list[str], int, list[str]]] = [
     (["skip", "1" + "0" * 19], 2, ["no number, or beyond all that can be counted"]),
     (["skip", "1", "--from-step", str(10**19)], 2, ["beyond all that can be counted", "--from-step 8796093022208 or"]),
     (["skip", "8", "--from-step", str(2**43)], 3, ["(skip) does not fit this run", "rows up to 70,368,744,177,664"]),
-    (["stages", "FAR"], 3, ["(stages) does not fit this run", "rows up to 70,368,744,177,664"]),
+    (["stages", "FAR"], 2, ["stages.1 begins beyond all rows that can be counted", "=1e+16", "4.5e+15: 70,"]),
+    (["stages", "FARTHEST"], 2, ["stages.1 begins beyond all rows", "found: from_tokens=1e+300", "mend the number"]),
+    (["stages", "HEAVY"], 2, ["stages.0 has no usable weights", "weights of 0 to 1e+15", "found: web: 1e+308, books"]),
+    (["weights", "web=1e308", "books=1e308"], 2, ["no weights of the run's sources", "of books, web: 0 to 1e+15"]),
     (["skip", "1", "--from-step", "3"], 2, ["step 3 was trained already", "use --from-step 9;", "has trained 8 steps"]),
     (["skip", "1", "--after", "step-9"], 2, ["no such checkpoint", "found: step-9"]),
 ]  # fmt: skip
@@ -305,6 +308,8 @@ def test_a_mistake_is_one_clear_message_and_changes_nothing(
         ("EMPTY", "stages: []\n"),
         ("FOREIGN", "stages: [{weights: {wiki: 1}}]\n"),
         ("DANGLING", "stages: [{weights: {web: 1}, curve: cosine}]\n"),
+        ("HEAVY", "stages: [{weights: {web: 1e308, books: 1e308}, curve: linear}, {from_tokens: 9e3}]\n"),
+        ("FARTHEST", "stages: [{weights: {web: 1}}, {from_tokens: 1e300, weights: {web: 1}}]\n"),
     ):
         (tmp_path / f"{name}.yaml").write_text(content)
         files.setdefault(name, str(tmp_path / f"{name}.yaml"))
@@ -318,6 +323,29 @@ def test_a_mistake_is_one_clear_message_and_changes_nothing(
     for each in words:
         assert each in err
     assert succeeds("order", "log", str(trained / "run")).startswith("no edits")
+
+
+def test_settings_of_a_source_that_an_edit_added_are_looked_at_too(root: Path) -> None:
+    added = [f"code={root / 'code'}", "code=1", "web=1"]
+    succeeds("order", "edit", str(root / "run"), "source", *added)
+    code = f"data.sources.code.corpus={root / 'code'}"
+    for value, found in (("-1", "-1.0"), ("nan", "nan"), ("inf", "inf"), ("1e308", "1e+308")):
+        given = settings(root, code, f"data.sources.code.max_epochs={value}", "train.steps=12")
+        for command in (["train", "--dry-run"], ["data", "mix"], ["order"]):
+            rc, _, err = fmscale(*command, *given)
+            assert (rc, err.splitlines()) == (
+                2,
+                [
+                    "error: source `code` has an impossible max_epochs",
+                    "  expected: a number > 0, or 0 for no limit; at most 1e+09",
+                    f"  found: {found}",
+                    "  do: set data.sources.code.max_epochs",
+                ],
+            )
+    rc, _, err = fmscale("data", "mix", *settings(root, code, "data.sources.code.weight=-1", "train.steps=12"))
+    assert rc == 2
+    assert "source `code` has an impossible weight\n  expected: a number from 0 to 1e+15\n  found: -1.0" in err
+    succeeds("data", "mix", *settings(root, code, "data.sources.code.max_epochs=9", "train.steps=12"))
 
 
 def test_an_edit_that_later_ones_do_not_allow_says_where_it_may_begin(root: Path) -> None:

@@ -239,6 +239,7 @@ def _in_range(config: Config) -> None:
         ("optim.beta2", 0.0, 1.0, "0 <= beta < 1"),
         ("schedule.final_lr_ratio", 0.0, math.nextafter(1.0, 2.0), "0 to 1"),
         ("data.bad_chunk_budget", 0.0, math.nextafter(1.0, 2.0), "0 to 1, a share of a source's chunks"),
+        ("data.seq_len", 1, 2**31, "1 to 2,147,483,647 tokens"),
         ("data.window_chunks", 1, 2**31, "1 to 2,147,483,647 chunks; more than a source has make one window of all"),
         ("data.seed", -(2**63), 2**63, "a signed 64-bit integer"),
         ("train.seed", -(2**63), 2**63, "a signed 64-bit integer"),

@@ -55,11 +55,12 @@ def schedules(config: Config) -> None:
                 do=f"set it to {nearest(stage.seq_len, legal)}",
             )
     plan = step_plan(config)
-    if (rows := plan.rows_after(train.steps)) > MAX_ROWS:  # behind it integers overflow, and nothing says so
-        most = plan.step_with(MAX_ROWS).number - 1
+    limit = min(MAX_ROWS, 2**62 // data.seq_len)  # of rows and of tokens: behind it integers overflow unsaid
+    if (rows := plan.rows_after(train.steps)) > limit:
+        most = plan.step_with(limit).number - 1
         raise ConfigError(
             "the run has more rows than can be counted",
-            expected=f"at most {MAX_ROWS:,} rows, which is train.steps={most} with these global batches",
+            expected=f"at most {limit:,} rows, which is train.steps={most} with these global batches",
             found=f"train.steps={_counted(train.steps)}, {_counted(rows)} rows",
             do="lower train.steps, or the global batch",
         )

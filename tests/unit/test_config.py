@@ -139,6 +139,12 @@ MISTAKES = [
         "data.stages.1 begins beyond all rows that can be counted",
         "found: from_tokens=1e+300",
     ),
+    (["data.seq_len=1000000000000000000"], "data.seq_len is out of range", "1 to 2,147,483,647 tokens"),
+    (
+        ["data.seq_len=1048576", "train.steps=200000000000"],
+        "the run has more rows than can be counted",
+        "at most 4,398,046,511,104 rows, which is train.steps=137438953472",
+    ),
     (["data.window_chunks=1000000000000000000"], "data.window_chunks is out of range", "1 to 2,147,483,647 chunks"),
     (["data.stages=[{weights: [1, 2]}]"], "a setting is a list where a group", "found: data.stages in the argument"),
     (["data.sources={web: [1]}"], "a setting is a list where a group", "{KEY: value, ...} for groups"),

@@ -117,7 +117,8 @@ def check_stages(
             raise ConfigError(
                 f"{key}.{i} has no usable weights",
                 expected=f"weights of 0 to {MAX_WEIGHT:g}, some above 0, of the sources {', '.join(names)}",
-                found=", ".join(f"{name}: {weight:g}" for name, weight in stage.weights.items()) or "none",
+                found=", ".join(f"{' '.join(name.split())}: {weight:g}" for name, weight in stage.weights.items())
+                or "none",
                 do="name only these sources, and give one of them weight",
             )
         if steps.edge(row_of(stage.from_tokens, row_tokens)) > MAX_ROWS:

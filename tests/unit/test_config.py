@@ -194,6 +194,7 @@ MISTAKES = [
         "found: 2, 0",
     ),
     ([f"{STAGE} {{main: 1, wiki: 2}}}}]"], "data.stages.0 has no usable weights", "of the sources main"),
+    ([f'{STAGE} {{"a\\n\\n\\nb": 1}}}}]'], "data.stages.0 has no usable weights", "found: a b: 1"),
     ([f"{STAGE} {{main: 0}}}}]"], "data.stages.0 has no usable weights", "some above 0"),
     ([f"{STAGE} {{main: -1}}}}]"], "data.stages.0 has no usable weights", "found: main: -1"),
     (["data.stages=[{from_tokens: 9}]"], "data.stages.0 has no usable weights", "found: none"),

@@ -40,9 +40,7 @@ def check(config: Config) -> Config:
     world = int(os.environ.get("WORLD_SIZE", "1")) if _is_rank(config) else None
     begun_with = without_added(config, Ledger.load(config.run_dir / FILE_NAME))
     validate(begun_with, world)
-    for name in sorted(
-        config.data.sources.keys() - begun_with.data.sources.keys()
-    ):  # an edit added it, settings are given
+    for name in sorted(config.data.sources.keys() - begun_with.data.sources.keys()):  # an edit added these
         check_source(name, config.data.sources[name])
     return resolve(config)
 

@@ -72,12 +72,13 @@ def edit(
     """Change the future of a stopped run, from a step that was not trained yet; its past stays as it is.
 
     weights NAME=WEIGHT ...; stages FILE.yaml; source NAME=CORPUS NAME=WEIGHT ...; generation SOURCE;
-    quarantine SOURCE CHUNK; skip STEPS
+    quarantine SOURCE CHUNK (of its corpus, as `data verify` numbers them; of packed rows, all that read it); skip STEPS
     """
     from launcher.edits import edit as run_edit
 
     made = run_edit(run_dir_of(run), kind, arguments or [], from_step=from_step, after=after, dry_run=dry_run)
-    typer.echo(f"{'would be' if dry_run else 'entry'} {made.entry.seq}  {made}")
+    for each in made:
+        typer.echo(f"{'would be' if dry_run else 'entry'} {each.entry.seq}  {each}")
     if after and not dry_run:
         typer.echo(f"go on with `fmscale train ... --roll-back {after}`")
 

@@ -1,6 +1,6 @@
-"""The arguments of `fmscale order edit` -> the payload of a ledger entry, one function a kind of edit.
+"""The arguments of `fmscale order edit` -> payloads of ledger entries, one function a kind of edit.
 
-    PAYLOADS["weights"](Request(config, data, step), ["web=0.5", "books=0.5"])
+    payloads("weights", Request(config, data, step), ["web=0.5", "books=0.5"])
 
 Sources, generations and quarantined chunks are those at the edit's first step: entries of later steps may be there.
 """
@@ -16,7 +16,8 @@ from typing import Any
 from fmscale.config import Config, SourceConfig, StageConfig
 from fmscale.corpus.manifest import Manifest
 from fmscale.corpus.order import Order, spec_of
-from fmscale.corpus.quarantine import substitute_of
+from fmscale.corpus.packing import Packed
+from fmscale.corpus.quarantine import quarantines, spoilt_by
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.sources import RunData, newest_generation, open_train, readable
 from fmscale.corpus.stages import stages_of
@@ -115,17 +116,32 @@ def _generation(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
     return {"source": name, "generation": newest, "chunks": spec.chunks, "content_hash": spec.content_hash}
 
 
-def _quarantine(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
-    """NAME CHUNK; the substitute is the one that a run would choose."""
+def _quarantine(request: Request, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """NAME CHUNK, a chunk of its corpus as `fmscale data verify` numbers them; of packed rows, each block that reads
+    it. The substitutes are those that a run would choose."""
+    name, chunk, spoilt = quarantine_of(request, arguments)
+    if not spoilt:
+        raise usage(
+            f"no block of packed rows reads chunk {chunk} of source `{name}`",
+            "a chunk whose rows fill a block; this one costs the run nothing, damaged or not",
+            f"chunk {chunk}, whose rows are all left over",
+        )
+    entries = quarantines(request.data.order, request.names.index(name), spoilt, request.step.first_row)
+    if not entries:
+        raise usage("the chunk is quarantined already", "another chunk", f"chunk {chunk} of {name}")
+    return entries
+
+
+def quarantine_of(request: Request, arguments: Sequence[str]) -> tuple[str, int, list[int]]:
+    """(source, chunk of its corpus, chunks of the order that it spoils) of the arguments of a quarantine."""
     name = _one_source(request, arguments, 2, "quarantine SOURCE CHUNK")
-    source, chunk = request.names.index(name), _number(arguments[1], "chunk")
-    chunks = request.order.sources[source].chunks
+    chunk, readable = _number(arguments[1], "chunk"), request.data.train[name]
+    chunks = request.order.sources[request.names.index(name)].chunks
+    if isinstance(readable, Packed):  # the order counts blocks, whoever names a chunk means the corpus's
+        chunks = readable.up_to(newest_generation(request.order.ledger, name)).corpus.chunks
     if chunk >= chunks:
         raise usage(f"source `{name}` has no such chunk", f"0 to {chunks - 1}", str(chunk))
-    if chunk in request.order.substitutes(source):
-        raise usage("the chunk is quarantined already", "another chunk", f"chunk {chunk} of {name}")
-    substitute = substitute_of(request.data.order, source, chunk, request.step.first_row)
-    return {"source": name, "chunk": chunk, "substitute": substitute}
+    return name, chunk, spoilt_by(readable, chunk)
 
 
 def _skip(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
@@ -142,7 +158,7 @@ def _skip(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
     return {"rows": request.order.steps.rows_after(step.number - 1 + count) - step.first_row}
 
 
-PAYLOADS: dict[str, Callable[[Request, Sequence[str]], dict[str, Any]]] = {
+_PAYLOADS: dict[str, Callable[[Request, Sequence[str]], dict[str, Any] | list[dict[str, Any]]]] = {
     "weights": _weights,
     "stages": _stages,
     "source": _source,
@@ -150,6 +166,13 @@ PAYLOADS: dict[str, Callable[[Request, Sequence[str]], dict[str, Any]]] = {
     "quarantine": _quarantine,
     "skip": _skip,
 }
+KINDS = tuple(_PAYLOADS)
+
+
+def payloads(kind: str, request: Request, arguments: Sequence[str]) -> list[dict[str, Any]]:
+    """Of the entries that the edit consists of: one but for the quarantine of what several blocks read."""
+    made = _PAYLOADS[kind](request, arguments)
+    return made if isinstance(made, list) else [made]
 
 
 def _named_weights(arguments: Sequence[str], names: Sequence[str]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Behind `fmscale order edit` and `order log`: the future of a run changed by one entry of its ledger, and told.
+"""Behind `fmscale order edit` and `order log`: the future of a run changed by entries of its ledger, and told.
 
     edit(run_dir, "weights", ["web=0.5", "books=0.5"], from_step=2001)
 
@@ -20,7 +20,7 @@ from fmscale.corpus.ledger import FILE_NAME, Entry, Ledger
 from fmscale.corpus.mix import reading_plan, require_epochs
 from fmscale.corpus.mixture import MAX_ROWS
 from fmscale.corpus.order import Order
-from fmscale.corpus.quarantine import Lost, loss_of, require_budget
+from fmscale.corpus.quarantine import Lost, loss_of, require_budget, unit_of
 from fmscale.corpus.sources import open_run_data
 from fmscale.corpus.steps import Step, StepPlan, step_plan
 from fmscale.errors import CheckpointError, ConfigError, DataError, FmscaleError
@@ -28,7 +28,7 @@ from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.checkpoint_format import Commit
 from fmscale.training.lease import Lease
 from fmscale.training.past import require_ledger
-from launcher.edit_arguments import PAYLOADS, Request, usage
+from launcher.edit_arguments import KINDS, Request, payloads, quarantine_of, usage
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Edit:
     """Of a quarantine, where the corpora say."""
     run_steps: int
     """train.steps of the run."""
+    unit: str = "chunk"
+    """What a quarantine's numbers are of: `unit_of` the run."""
 
     def to_json(self) -> dict[str, Any]:
         lost = {} if self.lost is None else {"lost_rows": list(self.lost.rows), "lost_tokens": self.lost.tokens}
@@ -47,41 +49,46 @@ class Edit:
 
     def __str__(self) -> str:
         """One line for people."""
-        what = f"quarantine: {self.lost}" if self.lost is not None else f"{self.entry.kind}: {_words(self.entry)}"
+        what = self.lost if self.lost is not None else _words(self.entry, self.unit)
         beyond = f" (beyond train.steps={self.run_steps})" if self.step.number > self.run_steps else ""
-        return f"from step {self.step.number:,}  {what}{beyond}"
+        return f"from step {self.step.number:,}  {self.entry.kind}: {what}{beyond}"
 
 
 def edit(
     run_dir: Path, kind: str, arguments: Sequence[str], *, from_step: int = 0, after: str = "", dry_run: bool = False
-) -> Edit:
-    """Add an entry to the run's ledger. dry_run: only say what it would be, also while the run is being trained.
+) -> list[Edit]:
+    """Add an entry to the run's ledger, or several at once: of a quarantine, one for each block that reads the chunk.
+
+    dry_run: only say what they would be, also while the run is being trained.
 
     from_step: 0 is the next one that the newest checkpoint (or `after`, to be rolled back to) has not trained.
     Raises ConfigError (arguments), DataError (an entry that does not fit, a ledger that is not the checkpoint's),
     RunHeldError (the run is being trained).
     """
-    if kind not in PAYLOADS:
-        raise usage(f"`{kind}` is no kind of edit", ", ".join(PAYLOADS), kind)
+    if kind not in KINDS:
+        raise usage(f"`{kind}` is no kind of edit", ", ".join(KINDS), kind)
     config = _config(run_dir)
     with contextlib.nullcontext() if dry_run else Lease(run_dir).held():
-        data, trained = open_run_data(config), _trained(run_dir, after)
+        # What is to be read no more may be lost with its shard: that is no reason to refuse the edit.
+        data, trained = open_run_data(_lenient(config) if kind == "quarantine" else config), _trained(run_dir, after)
         steps, consumed = data.order.steps, trained.rows if trained else 0
         if trained is not None:
             require_ledger(trained, data.ledger)
         step = _first_step(steps, from_step, trained)
-        payload = PAYLOADS[kind](Request(config, data, step), arguments)
-        ledger = data.ledger.append(kind, payload, from_row=step.first_row, rows_consumed=consumed, steps=steps)
+        request, ledger = Request(config, data, step), data.ledger
+        for payload in payloads(kind, request, arguments):
+            ledger = ledger.append(kind, payload, from_row=step.first_row, rows_consumed=consumed, steps=steps)
         order = _ordered_by(ledger, data.order, step)
         if kind == "skip":
-            _require_plain(data.order, step, payload["rows"])
+            _require_plain(data.order, step, ledger.entries[-1].payload["rows"])
         # What a start would refuse is refused now: an entry cannot be taken back.
         require_epochs(config, reading_plan(config, data.edited(ledger)))
         if kind == "quarantine" and config.data.bad_chunks == "quarantine":  # the budget of what a run does by itself
-            require_budget(order, config.data)
+            name, _, spoilt = quarantine_of(request, arguments)
+            require_budget(order, config.data, request.names.index(name), spoilt)
         if not dry_run:
             ledger.save(run_dir / FILE_NAME)
-    return _told(ledger.entries[-1], order, config)
+    return [_told(entry, order, config) for entry in ledger.entries[len(data.ledger.entries) :]]
 
 
 def log(run_dir: Path) -> tuple[list[Edit], list[str]]:
@@ -102,7 +109,8 @@ def log(run_dir: Path) -> tuple[list[Edit], list[str]]:
     except FmscaleError as error:
         reason = " ".join(str(error).split())
         notes.append(f"from the ledger alone, without lost rows, since the corpora do not open: {reason}")
-        return [Edit(e, steps.step_with(e.from_row), None, config.train.steps) for e in ledger.entries], notes
+        last, unit = config.train.steps, unit_of(config.data)
+        return [Edit(e, steps.step_with(e.from_row), None, last, unit) for e in ledger.entries], notes
     return [_told(entry, order, config) for entry in ledger.entries], notes
 
 
@@ -153,9 +161,14 @@ def _config(run_dir: Path) -> Config:
     return replace(config, run=replace(config.run, root=str(run_dir.parent), name=run_dir.name))
 
 
+def _lenient(config: Config) -> Config:
+    return replace(config, data=replace(config.data, bad_chunks="quarantine"))
+
+
 def _told(entry: Entry, order: Order, config: Config) -> Edit:
-    lost = loss_of(order, entry.payload, entry.from_row, config.train.steps) if entry.kind == "quarantine" else None
-    return Edit(entry, order.steps.step_from(entry.from_row), lost, config.train.steps)
+    last, unit = config.train.steps, unit_of(config.data)
+    lost = loss_of(order, entry.payload, entry.from_row, last, unit) if entry.kind == "quarantine" else None
+    return Edit(entry, order.steps.step_from(entry.from_row), lost, last, unit)
 
 
 def _trained(run_dir: Path, after: str) -> Commit | None:
@@ -214,10 +227,11 @@ def _ordered_by(ledger: Ledger, order: Order, step: Step) -> Order:
         ) from error
 
 
-def _words(entry: Entry) -> str:
+def _words(entry: Entry, unit: str) -> str:
     """What an entry says, but hashes: those are in the ledger."""
     hidden = ("content_hash", "chunk_tokens")
-    told = ", ".join(f"{name} {_short(value)}" for name, value in entry.payload.items() if name not in hidden)
+    shown = {unit if name == "chunk" else name: value for name, value in entry.payload.items() if name not in hidden}
+    told = ", ".join(f"{name} {_short(value)}" for name, value in shown.items())
     return told.removeprefix(f"{entry.kind} ")
 
 

@@ -57,7 +57,7 @@ class Follower:
 def _remark(event: dict[str, Any]) -> str | None:
     """What an event tells the person at the terminal, if anything."""
     if event.get("kind") == "quarantine":
-        values = {field.name: event[field.name] for field in fields(Lost)}
+        values = {field.name: event[field.name] for field in fields(Lost) if field.name in event}
         return str(Lost(**{**values, "rows": tuple(values["rows"])}))
     return str(event["text"]) if event.get("kind") == "remark" else None
 

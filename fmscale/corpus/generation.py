@@ -47,7 +47,7 @@ class DamagedChunk(DataError):
             f"chunk {chunk} is damaged: {what}",
             expected=expected,
             found=found,
-            do="restore the shard from a copy, or go on without the chunk: data.bad_chunks=quarantine; "
+            do=f"restore the shard from a copy{', or go on without: data.bad_chunks=quarantine' * (split == 'train')}; "
             "`fmscale data verify` lists all damage",
         )
         self.split = split

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from fmscale.config import Config, SourceConfig
 from fmscale.corpus.ledger import FILE_NAME, Ledger
-from fmscale.corpus.manifest import Manifest
+from fmscale.corpus.manifest import MARKER, Manifest
 from fmscale.corpus.order import Order, order_from_config
 from fmscale.corpus.packing import Packed
 from fmscale.corpus.rows import Readable
 from fmscale.corpus.shards import Corpus, open_splits
 from fmscale.corpus.steps import StepPlan, step_plan
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +133,20 @@ def open_run_data(config: Config) -> RunData:
 
     A corpus may grow while the run goes on: held-out rows stay those of the generation it began with, so that losses
     before and after a restart, or before and after a `generation` edit, are of the same text. A held-out chunk has no
-    substitute, so their shards must be whole whatever data.bad_chunks says.
+    substitute, so their shards must be whole whatever data.bad_chunks says. Other shards must be unless the run may
+    replace chunks by itself, or chunks of that source have been given up by the ledger: they may be lost with a shard.
 
     Of a run that has not begun, the ledger is the one that it would begin with now.
     """
     path = config.run_dir / FILE_NAME
     ledger = Ledger.load(path)  # none is an empty one
-    lenient = config.data.bad_chunks == "quarantine"
-    opened = {name: open_splits(where, lenient=lenient) for name, where in corpus_paths(config, ledger).items()}
+    lenient = {entry.payload["source"] for entry in ledger.entries if entry.kind == "quarantine"}
+    if config.data.bad_chunks == "quarantine":
+        lenient |= corpus_paths(config, ledger).keys()
+    opened = {
+        name: open_splits(_finished(name, where), lenient=name in lenient)
+        for name, where in corpus_paths(config, ledger).items()
+    }
     if not path.exists():
         newest = {name: readable(config, splits["train"]) for name, splits in opened.items()}
         ledger = pin_generations(newest, step_plan(config))
@@ -152,10 +158,22 @@ def open_run_data(config: Config) -> RunData:
         source.name: opened[source.name]["heldout"].up_to(first_generation(ledger, source.name))
         for source in order.begun_with
     }
-    if lenient:
-        for corpus in heldout.values():
-            corpus.check_shards()
+    for name in lenient & heldout.keys():
+        heldout[name].check_shards()
     return RunData(train=train, heldout=heldout, order=order)
+
+
+def _finished(name: str, where: str) -> Path:
+    """The corpus of source `name`. Raises DataError if there is none: most likely it stands elsewhere by now."""
+    path = Path(where)
+    if not (path / MARKER).exists():
+        raise DataError(
+            f"source `{name}` of the run has no finished corpus",
+            expected=f"{path / MARKER}, where the settings or the run's ledger say it is",
+            found="a directory without a manifest" if path.is_dir() else "no such directory",
+            do=f"where it was moved, train with data.sources.{name}.corpus=NEW (the run keeps it); else restore it",
+        )
+    return path
 
 
 def readable(config: Config, corpus: Corpus, generation: int | None = None) -> Readable:

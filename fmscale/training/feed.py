@@ -19,7 +19,7 @@ from fmscale.config import Config
 from fmscale.corpus.batch import Batch, batch_hash, combine, hash_hex
 from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.loader import Loader
-from fmscale.corpus.quarantine import loss_of, quarantined, require_budget
+from fmscale.corpus.quarantine import loss_of, quarantined, require_budget, spoilt_by, unit_of
 from fmscale.corpus.rows import Spent
 from fmscale.corpus.shards import DamagedChunk
 from fmscale.corpus.sources import RunData
@@ -58,7 +58,7 @@ class _Share:
     """Batch hash of its share; ranks of one pipeline have the same one."""
     targets: int
     damage: tuple[int, int] | None
-    """(source, chunk) that kept its share from coming."""
+    """(source, chunk of its corpus) that kept its share from coming."""
     wait_s: float
     spent: Spent
     save: Progress
@@ -133,13 +133,13 @@ class Feed:
         self.loader.take_wait()  # an evaluation's waiting is no step's
 
     def _share(self) -> tuple[Batch | None, tuple[int, int] | None]:
-        """The next batch, or the (source, chunk) that kept it from coming."""
+        """The next batch, or the (source, chunk of its corpus) that kept it from coming."""
         try:
             return next(self._batches), None
         except DamagedChunk as error:
             if self.config.data.bad_chunks == "fail" or error.place is None:
                 raise
-            return None, error.place
+            return None, (error.place[0], error.chunk)
 
     def _exchange(self, mine: _Share) -> list[_Share]:
         """What every rank says, by rank."""
@@ -164,15 +164,17 @@ class Feed:
 
     def _write_entries(self, damaged: list[tuple[int, int]], step: Step) -> Ledger:
         self._require_newest_term()
-        order = self.data.order
+        order, corpora = self.data.order, self.data.corpora("train")
         for source, chunk in damaged:
-            if chunk not in order.as_of(step.first_row).substitutes(source):
-                order = replace(order, ledger=quarantined(order, source, chunk, step.first_row))
-                require_budget(order, self.config.data)
+            spoilt = spoilt_by(corpora[source], chunk)
+            ledger = quarantined(order, source, spoilt, step.first_row)
+            if ledger is not order.ledger:
+                order = replace(order, ledger=ledger)
+                require_budget(order, self.config.data, source, spoilt)
         if self.recorder is not None:  # before the ledger: a kill in between tells it twice, never not at all
+            unit, steps = unit_of(self.config.data), self.config.train.steps
             for entry in order.ledger.entries[len(self.data.ledger.entries) :]:
-                lost = loss_of(order, entry.payload, entry.from_row, self.config.train.steps)
-                self.recorder.quarantine(lost)
+                self.recorder.quarantine(loss_of(order, entry.payload, entry.from_row, steps, unit))
         order.ledger.save(self.config.run_dir / FILE_NAME)
         fault_point("ledger.saved", self.rank)
         return order.ledger

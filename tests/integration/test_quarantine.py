@@ -209,7 +209,7 @@ def test_a_damaged_substitute_is_replaced_again_also_before_the_step_of_an_edit(
     config = config_of(root, corpus, "edited", *QUARANTINE, "train.steps=6", "parallel.dp=2")
     enter(check(config))
     bad = chunks_in_order(resolve(config))[1][3]
-    made = edit(config.run_dir, "quarantine", ["words", str(bad)], from_step=5)
+    (made,) = edit(config.run_dir, "quarantine", ["words", str(bad)], from_step=5)
     flip(corpus, [bad, made.entry.payload["substitute"]])
     go(config)
     entries = [(entry.payload["chunk"], entry.from_row) for entry in ledger_of(config).entries]

@@ -394,7 +394,7 @@ def test_a_quarantine_from_a_row_before_edits_that_were_written_earlier() -> Non
         order = order_of(MIXED, edits(*later))
         assert order.as_of(199).substitutes(0) == {}
         assert order.as_of(208).substitutes(0) == {6: 3}
-        ledger = quarantined(order, 0, bad, 80)
+        ledger = quarantined(order, 0, [bad], 80)
         at = replace(order, ledger=ledger).locate(np.arange(400))
         plain = order_of(MIXED, edits(later[0])).locate(np.arange(400))
         assert (at.chunk[:80] == plain.chunk[:80]).all()
@@ -407,10 +407,10 @@ def test_a_quarantine_from_a_row_before_edits_that_were_written_earlier() -> Non
 def test_a_source_of_which_every_chunk_is_damaged() -> None:
     order = order_of({"a": 1}, chunks=3)
     for bad in range(2):
-        order = replace(order, ledger=quarantined(order, 0, bad, 8))
+        order = replace(order, ledger=quarantined(order, 0, [bad], 8))
     message = r"no chunk of source `a` is left to read in place of chunk 2\n.*\n  found: 3 of 3 chunks damaged\n"
     with pytest.raises(DataError, match=message):
-        quarantined(order, 0, 2, 8)
+        quarantined(order, 0, [2], 8)
 
 
 def test_a_grown_corpus_goes_on_in_a_new_epoch_over_all_of_it() -> None:

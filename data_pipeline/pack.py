@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import IO
 
@@ -21,6 +22,8 @@ from data_pipeline.best_fit import best_fit
 from data_pipeline.pieces import Spans, groups_of_pieces
 from fmscale import durable
 from fmscale.corpus.blocks import write_blocks
+from fmscale.corpus.manifest import MARKER as MANIFEST
+from fmscale.corpus.manifest import Manifest, generation_directory
 from fmscale.corpus.packing import Packed
 from fmscale.corpus.packing_plan import (
     BLOCK_DTYPE,
@@ -36,7 +39,7 @@ from fmscale.corpus.packing_plan import (
     plan_directory,
 )
 from fmscale.corpus.shards import Corpus
-from fmscale.errors import DataError, MachineError
+from fmscale.errors import ConfigError, DataError, MachineError
 
 GROUP_ROWS = 2048
 """Padding against spread: see the table in docs/formats.md."""
@@ -57,15 +60,18 @@ def pack(
 
     advance: told the bytes of each chunk's tokens when it has been dealt with. group_rows: the plans depend
     on it; other values than the default are for tests and measurements.
-    Raises DataError: rows longer than chunks, no chunk in generation 0, a plan there that is damaged or of another
-    corpus. MachineError: a corpus directory that cannot be written, a full disk.
+    Raises ConfigError: rows longer than chunks. DataError: no chunk in generation 0, a plan there that is damaged or of
+    another corpus. MachineError: a corpus directory that cannot be written, a full disk.
     """
     if not 1 <= row_tokens <= corpus.chunk_tokens:
-        raise DataError(
+        most = corpus.chunk_tokens
+        raise ConfigError(
             f"rows of {row_tokens} tokens cannot be packed from the corpus {corpus.path}",
-            expected=f"1 to {corpus.chunk_tokens} tokens, the length of its chunks",
+            expected=f"1 to {most} tokens, the length of its chunks",
             found=str(row_tokens),
-            do="give a smaller --row-tokens, or prepare the corpus with a larger chunk_tokens",
+            do=f"give a --row-tokens of {most} or less, or prepare the corpus with a larger chunk_tokens"
+            if row_tokens > most
+            else "give the tokens of a row, data.seq_len of the runs to come, as --row-tokens",
         )
     if not corpus.up_to(0).chunks:
         raise DataError(
@@ -77,6 +83,21 @@ def pack(
     for part in unplanned(corpus, row_tokens):
         _publish(part, row_tokens, advance, group_rows)
     return Packed.open(corpus, row_tokens)
+
+
+def open_generation(path: Path, generation: int | None) -> Corpus:
+    """The training text up to a generation, or all. Raises ConfigError if the corpus has no such one, DataError as
+    `Corpus.open` does."""
+    if generation and not (generation_directory(path, generation) / MANIFEST).exists():
+        Manifest.load(path)  # which says so if there is no corpus
+        newest = next(number for number in count() if not (generation_directory(path, number + 1) / MANIFEST).exists())
+        raise ConfigError(
+            f"the corpus {path} has no generation {generation}",
+            expected=f"0 to {newest}" if newest else "0, the only one",
+            found=f"--generation {generation}",
+            do="name one that is there, or leave --generation out to pack all",
+        )
+    return Corpus.open(path, generation=generation)
 
 
 def unplanned(corpus: Corpus, row_tokens: int) -> list[Corpus]:

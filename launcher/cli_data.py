@@ -111,14 +111,13 @@ def pack(
     as_json: AsJson = False,
 ) -> None:
     """Pack documents into rows with as few cuts as can be (best-fit): a committed plan for each generation."""
+    from data_pipeline.pack import open_generation, report, unplanned
     from data_pipeline.pack import pack as run
-    from data_pipeline.pack import report, unplanned
     from data_pipeline.pieces import chunk_bytes
     from data_pipeline.progress import progress
     from fmscale.corpus.packing_plan import own_chunks, plan_directory
-    from fmscale.corpus.shards import Corpus
 
-    opened = Corpus.open(corpus, generation=generation)
+    opened = open_generation(corpus, generation)
     lacking = unplanned(opened, row_tokens)
     if lacking:
         with progress("pack", sum(len(own_chunks(part)) for part in lacking) * chunk_bytes(opened)) as advance:
@@ -128,7 +127,8 @@ def pack(
     for plan in packed.plans:
         directory = plan_directory(opened.up_to(plan.generation), row_tokens)
         if plan.generation not in made:
-            typer.echo(f"{directory} is there already: nothing to do", err=as_json)
+            packed.verify(plan.generation)
+            typer.echo(f"{directory} is there already, every byte as written: nothing to do", err=as_json)
         show_record(plan.record() if as_json else {"plan": str(directory), **report(plan)}, as_json)
 
 

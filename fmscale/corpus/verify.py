@@ -37,6 +37,8 @@ class Damage:
     """Of its chunks; empty for a file that holds none."""
     chunks: tuple[int, ...] = ()
     """Numbers in the Corpus of the split: those that cannot be used."""
+    do: str = ""
+    """The remedy, where it is not that of a corpus: a packing plan is made again."""
 
     def __str__(self) -> str:
         if len(self.chunks) < 2:
@@ -62,13 +64,17 @@ class Report:
     """Files in the directory that no manifest names, hidden ones aside: ignored when reading."""
 
     def check(self) -> None:
-        """Raises DataError if there is damage."""
+        """Raises DataError if there is damage. Packing plans are looked at where the corpus is whole: it is told whose
+        damage it is."""
         if self.damage:
+            of_plan = self.damage[0].do
+            places = "1 place" if len(self.damage) == 1 else f"{len(self.damage)} places"
             raise DataError(
-                f"the corpus is damaged in {len(self.damage)} places",
+                f"{'a packing plan (the corpus is whole)' if of_plan else 'the corpus'} is damaged in {places}",
                 expected="every byte as it was written",
                 found=str(self.damage[0]),
-                do="restore the named shards from a copy, or prepare the corpus again; "
+                do=of_plan
+                or "restore the named shards from a copy, or prepare the corpus again; "
                 "`fmscale data verify --repair-report` tells what is lost",
             )
 
@@ -195,7 +201,7 @@ def _fault_of_plan(base: Path, marker: Path) -> Damage | None:
         packed = Packed.open(Corpus.open(base, plan.split, generation=plan.generation), plan.row_tokens)
         packed.verify(plan.generation)
     except DataError as error:
-        return Damage(what=_line(error), file=marker)
+        return Damage(what=_line(error), file=marker, do=error.do)
     return None
 
 

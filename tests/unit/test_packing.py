@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from data_pipeline.best_fit import best_fit
-from data_pipeline.pack import pack, report
+from data_pipeline.pack import open_generation, pack, report
 from fmscale.config import Config
 from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.loader import RowReader
@@ -38,7 +39,7 @@ from fmscale.corpus.shards import Corpus
 from fmscale.corpus.sources import begin_ledger, open_run_data, readable
 from fmscale.corpus.steps import StepPlan
 from fmscale.corpus.verify import survey
-from fmscale.errors import DataError, MachineError
+from fmscale.errors import ConfigError, DataError, MachineError
 from launcher.cli_data import data_app
 from tests.corpora import damage, document_corpus, grow_corpus, make_corpus, run_config
 
@@ -436,6 +437,15 @@ def test_a_damaged_block_is_refused_when_read_and_listed_by_verify(path: Path) -
         opened.read_row(opened.blocks - 1, 0, out)
     (line,) = survey(path).damage
     assert "plan.bin is damaged" in str(line)
+    message = (
+        r"a packing plan \(the corpus is whole\) is damaged in 1 place\n(?s:.*)  do: remove the directory .*-g0000 and"
+    )
+    with pytest.raises(DataError, match=message):
+        survey(path).check()
+    again = CliRunner().invoke(data_app, ["pack", str(path), "--row-tokens", str(ROW)])
+    assert isinstance(again.exception, DataError), "a plan that is there is looked at, not only found"
+    assert re.search(message.partition("do: ")[2], str(again.exception))
+    assert "nothing to do" not in again.output
 
 
 def test_a_plan_cut_after_opening_is_refused(path: Path) -> None:
@@ -636,10 +646,13 @@ def test_a_plan_json_that_was_changed(path: Path) -> None:
             Packed.open(Corpus.open(path), ROW)
 
 
-@pytest.mark.parametrize("row_tokens", [0, 65])
-def test_rows_that_cannot_be_packed(path: Path, row_tokens: int) -> None:
-    message = rf"rows of {row_tokens} tokens cannot .*\n  expected: 1 to 64 tokens.*\n  found: {row_tokens}\n  do: give"
-    with pytest.raises(DataError, match=message):
+@pytest.mark.parametrize(
+    ("row_tokens", "do"),
+    [(0, "give the tokens of a row"), (-5, "give the tokens of a row"), (65, "give a --row-tokens of 64 or less")],
+)
+def test_rows_that_cannot_be_packed(path: Path, row_tokens: int, do: str) -> None:
+    message = rf"rows of {row_tokens} tokens cannot .*\n  expected: 1 to 64 tokens.*\n  found: {row_tokens}\n  do: {do}"
+    with pytest.raises(ConfigError, match=message):
         pack(Corpus.open(path), row_tokens)
     assert not list(path.glob("packing-*"))
 
@@ -666,13 +679,30 @@ def test_the_command_packs_once_and_says_what_came_of_it(path: Path, tmp_path: P
     before = files(plan_directory(Corpus.open(path), ROW))
     again = CliRunner().invoke(data_app, command)
     assert again.exit_code == 0
-    assert "packing-train-U0000032-g0000 is there already: nothing to do\n" in again.stdout
+    assert "packing-train-U0000032-g0000 is there already, every byte as written: nothing to do\n" in again.stdout
     assert files(plan_directory(Corpus.open(path), ROW)) == before
     as_json = CliRunner().invoke(data_app, [*command, "--json"])
     assert json.loads(as_json.stdout) == json.loads(before["plan.json"])
     absent = CliRunner().invoke(data_app, ["pack", str(tmp_path / "none"), "--row-tokens", "32"])
     assert isinstance(absent.exception, DataError)
     assert "no finished corpus here" in str(absent.exception)
+
+
+@pytest.mark.parametrize("generation", [-1, 3])
+def test_the_command_names_the_generations_that_there_are(path: Path, tmp_path: Path, generation: int) -> None:
+    message = (
+        rf"c has no generation {generation}\n  expected: 0, the only one\n  found: --generation {generation}\n  do: "
+    )
+    with pytest.raises(ConfigError, match=message):
+        open_generation(path, generation)
+    grow(path, [[90, 80, 70]])
+    with pytest.raises(ConfigError, match=rf"has no generation {generation}\n  expected: 0 to 1\n"):
+        open_generation(path, generation)
+    command = ["pack", str(path), "--row-tokens", str(ROW), "--generation", str(generation)]
+    assert isinstance(CliRunner().invoke(data_app, command).exception, ConfigError)
+    assert not list(path.glob("packing-*"))
+    with pytest.raises(DataError, match="no finished corpus here"):
+        open_generation(tmp_path / "none", generation)
 
 
 def test_the_command_packs_the_generations_that_lack_a_plan(path: Path) -> None:
@@ -684,7 +714,7 @@ def test_the_command_packs_the_generations_that_lack_a_plan(path: Path) -> None:
     assert [plan.name[-5:] for plan in path.glob("packing-*")] == ["g0000"]
     rest = CliRunner().invoke(data_app, command)
     assert rest.exit_code == 0, rest.output
-    assert "g0000 is there already: nothing to do\n" in rest.stdout
+    assert "g0000 is there already, every byte as written: nothing to do\n" in rest.stdout
     plans = Packed.open(Corpus.open(path), ROW).plans
     names = [f"{path}/packing-train-U0000032-g000{generation}" for generation in range(3)]
     assert [line.split()[1] for line in rest.stdout.splitlines() if line.startswith("plan ")] == names

@@ -397,6 +397,24 @@ def test_the_log_is_shown_where_a_corpus_does_not_open(root: Path) -> None:
     assert json.loads(fmscale("order", "log", run, "--json")[1]) == whole
 
 
+def test_a_moved_corpus_of_a_source_that_the_ledger_added_is_named_with_its_remedy(root: Path) -> None:
+    succeeds("order", "edit", str(root / "run"), "source", f"code={root / 'code'}", "web=1", "books=1", "code=2")
+    (root / "code").rename(root / "moved")
+    for command in (["order"], ["data", "mix"]):
+        code, _, err = fmscale(*command, *settings(root, "train.steps=12"))
+        assert code == 3
+        assert err.splitlines() == [
+            "error: source `code` of the run has no finished corpus",
+            f"  expected: {root / 'code' / 'manifest.json'}, where the settings or the run's ledger say it is",
+            "  found: no such directory",
+            "  do: where it was moved, train with data.sources.code.corpus=NEW (the run keeps it); else restore it",
+        ]
+    assert "source `code` of the run has" in fmscale("order", "edit", str(root / "run"), "skip", "1")[2]
+    there = settings(root, "train.steps=12", f"data.sources.code.corpus={root / 'moved'}")
+    succeeds("train", *there)
+    assert "skip" in succeeds("order", "edit", str(root / "run"), "skip", "1")
+
+
 def test_order_alone_and_its_help(trained: Path) -> None:
     for arguments in (["order"], ["order", "--help"]):
         _, out, err = fmscale(*arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -21,10 +22,13 @@ from fmscale.config import Config
 from fmscale.corpus.batch import Batch
 from fmscale.corpus.ledger import FILE_NAME, Ledger
 from fmscale.corpus.loader import LocalLoader
+from fmscale.corpus.packing import Packed
+from fmscale.corpus.repair import repair_report
 from fmscale.corpus.replay import replay
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.sources import open_run_data, resolve
-from fmscale.errors import DataError
+from fmscale.corpus.verify import survey
+from fmscale.errors import ConfigError, DataError
 from fmscale.observe import pids
 from fmscale.observe.events import read_events
 from fmscale.observe.metrics import series
@@ -41,6 +45,7 @@ from tests.runs import Run
 pytestmark = pytest.mark.processes
 
 QUARANTINE = ("data.bad_chunks=quarantine", "data.window_chunks=2", "eval.rows=6", "data.bad_chunk_budget=0.1")
+PACKED = (*QUARANTINE, "data.packing=best_fit", "eval.every_steps=0")
 CHUNKS, CHUNK_TOKENS = 300, 256  # 4 rows of 64 each: a step of 8 reads two chunks' worth; three shards
 
 
@@ -76,6 +81,19 @@ def flip(corpus: Path, chunks: list[int]) -> None:
         with shards(corpus)[number].open("r+b") as file:
             file.seek(raw[number].index(wanted) + 100)
             file.write(bytes([raw[number][raw[number].index(wanted) + 100] ^ 8]))
+
+
+def packed_corpora(directory: Path) -> tuple[Path, Path, int]:
+    """A packed corpus, a copy to be damaged, and a chunk that several blocks read."""
+    lengths = [[20 + 7 * (i % 11) for i in range(100)] for _ in range(3)]
+    document_corpus(directory / "whole", lengths, chunk_tokens=256)
+    packed = pack(Corpus.open(directory / "whole"), 64)
+    shutil.copytree(directory / "whole", directory / "corpus")
+    return directory / "whole", directory / "corpus", 11 if len(packed.blocks_of(11)) > 1 else 12
+
+
+def packed_of(corpus: Path) -> Packed:
+    return Packed.open(Corpus.open(corpus), 64)
 
 
 def chunks_in_order(config: Config) -> list[list[int]]:
@@ -236,7 +254,8 @@ def test_the_budget_stops_the_run_on_all_ranks(root: Path, corpus: Path) -> None
             "more chunks of source `words` are damaged than the run may replace",
             "  expected: 2 of 300 chunks at most (data.bad_chunk_budget=0.008)",
             "  found: 3 quarantined",
-            "  do: restore the shards (`fmscale data verify CORPUS --repair-report FILE`), or raise the budget",
+            "  do: restore the shards (`fmscale data verify CORPUS --repair-report FILE` lists all damage), or allow "
+            "more: data.bad_chunk_budget=0.01 is enough for these 3",
         ]
     assert len(ledger_of(config).entries) <= 2, "only what was within the budget stands"
 
@@ -324,21 +343,102 @@ def test_a_holder_that_was_taken_over_writes_no_entry(root: Path, corpus: Path) 
     assert ledger_of(config).entries == written
 
 
-@pytest.mark.slow
-def test_packed_rows_lose_the_block_that_reads_a_damaged_chunk(root: Path, tmp_path: Path) -> None:
-    """Under best-fit packing a chunk of the order is a block of rows, which may take from several of the corpus."""
-    corpora = {name: tmp_path / name for name in ("whole", "corpus")}
-    document_corpus(corpora["whole"], [[20 + 7 * (i % 11) for i in range(200)] for _ in range(3)], chunk_tokens=256)
-    pack(Corpus.open(corpora["whole"]), 64)
-    shutil.copytree(corpora["whole"], corpora["corpus"])
-    settings = [*QUARANTINE, "data.packing=best_fit", "train.steps=10", "data.bad_chunk_budget=0.5"]
-    config = config_of(root, corpora["corpus"], "packed", *settings, "eval.every_steps=0")
-    flip(corpora["corpus"], [11])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_one_damaged_chunk_of_packed_rows_is_always_allowed(root: Path, tmp_path: Path, ranks: int) -> None:
+    """To the order a chunk is then a block of rows: all that read a damaged chunk of the corpus go at once."""
+    whole, corpus, bad = packed_corpora(tmp_path)
+    # More than an epoch, so that each block is read; a budget of no block but what one chunk spoils.
+    settings = [*PACKED, "data.bad_chunk_budget=0.001", f"parallel.dp={ranks}"]
+    config = config_of(root, corpus, f"packed-{ranks}", *settings, "train.steps=40")
+    spoilt = packed_of(whole).blocks_of(bad)
+    assert len(spoilt) > 1
+    assert 8 * 40 > packed_of(whole).blocks * packed_of(whole).rows_per_block
+    flip(corpus, [bad])
     go(config)
     entries = ledger_of(config).entries
-    assert entries
-    assert hashes(config) == replayed(config, corpora["whole"], 10)
+    assert [entry.payload["chunk"] for entry in entries] == spoilt
+    assert len({entry.from_row for entry in entries}) == 1
+    assert not {entry.payload["substitute"] for entry in entries} & set(spoilt)
+    assert hashes(config) == replayed(config, whole, 40)
     assert_losses_are_told_exactly(config)
+    edits, _ = log(config.run_dir)
+    assert f"quarantine: source words: block {spoilt[0]} is quarantined from row" in str(edits[0])
+    assert {event["unit"] for event in read_events(config.run_dir) if event["kind"] == "quarantine"} == {"block"}
+
+
+def test_a_second_damaged_chunk_of_packed_rows_is_within_the_budget_or_told_in_blocks(
+    root: Path, tmp_path: Path
+) -> None:
+    _, corpus, bad = packed_corpora(tmp_path)
+    packed = packed_of(corpus)
+    spoilt = [packed.blocks_of(chunk) for chunk in (bad, bad + 12)]
+    count, most = len({*spoilt[0], *spoilt[1]}), max(map(len, spoilt))
+    assert count > most
+    flip(corpus, [bad, bad + 12])
+    settings = [*PACKED, "train.steps=24", "data.bad_chunk_budget=0.001"]
+    config = config_of(root, corpus, "packed-two", *settings)
+    with pytest.raises(RankError, match="more blocks of source `words` are damaged than the run may replace") as error:
+        go(config)
+    written = {entry.payload["chunk"] for entry in ledger_of(config).entries}
+    assert written in [set(each) for each in spoilt], "one of them, whole"
+    told = re.search(
+        rf"  expected: (\d+) of {packed.blocks} blocks at most \(data\.bad_chunk_budget=0\.001\)\n  found: {count} "
+        r"quarantined\n  do: .* allow more: data\.bad_chunk_budget=(\S+) is enough for these",
+        str(error.value),
+    )
+    assert told is not None, str(error.value)
+    assert int(told[1]) <= most
+    enough = config_of(root, corpus, "packed-two", *settings, f"data.bad_chunk_budget={told[2]}")
+    go(enough)
+    assert {entry.payload["chunk"] for entry in ledger_of(enough).entries} == {*spoilt[0], *spoilt[1]}
+    assert len(series(enough.run_dir)) == 24
+
+
+def test_a_chunk_of_packed_rows_is_quarantined_by_the_number_that_verify_tells(root: Path, tmp_path: Path) -> None:
+    """Under the default policy: the run stops at the chunk, the user gives it up, and the run goes on."""
+    whole, corpus, bad = packed_corpora(tmp_path)
+    spoilt = packed_of(whole).blocks_of(bad)
+    flip(corpus, [bad])
+    config = config_of(root, corpus, "by-hand", *PACKED, "data.bad_chunks=fail", "train.steps=24")
+    with pytest.raises(RankError, match=rf"chunk {bad} is damaged"):
+        go(config)
+    (command,) = repair_report(corpus, survey(corpus))["order_edits"]
+    assert command.split()[-3:] == ["quarantine", "SOURCE", str(bad)]
+    dry = edit(config.run_dir, "quarantine", ["words", str(bad)], dry_run=True)
+    assert ledger_of(config).entries == ()
+    made = edit(config.run_dir, "quarantine", ["words", str(bad)])
+    assert [each.to_json() for each in made] == [each.to_json() for each in dry]
+    assert [each.entry.payload["chunk"] for each in made] == spoilt
+    assert ledger_of(config).entries == tuple(each.entry for each in made)
+    assert "source words: block" in str(made[0])
+    go(config)
+    assert hashes(config) == replayed(config, whole, 24)
+    for argument, words in (
+        (str(bad), "the chunk is quarantined already"),
+        (str(packed_of(whole).corpus.chunks), "has no such chunk"),  # of the corpus: there are more blocks
+    ):
+        with pytest.raises(ConfigError, match=words):
+            edit(config.run_dir, "quarantine", ["words", argument])
+    corpus.rename(corpus.parent / "away")
+    edits, _ = log(config.run_dir)
+    assert f"quarantine: source words, block {spoilt[0]}, substitute " in str(edits[0])
+
+
+def test_chunks_of_a_shard_that_is_cut_are_given_up_by_hand(root: Path, whole: Path, corpus: Path) -> None:
+    """Under the default policy a cut shard is no corpus to open, unless its chunks are given up."""
+    config = config_of(root, corpus, "cut", "eval.rows=6", "data.window_chunks=2", "train.steps=4")
+    enter(check(config))
+    shard = shards(corpus)[2]  # 44 chunks
+    os.truncate(shard, shard.stat().st_size - 30_000)
+    (damage,) = survey(corpus).damage
+    assert len(damage.chunks) > 1
+    with pytest.raises(DataError, match="is cut short, overgrown or missing"):
+        edit(config.run_dir, "skip", ["1"])
+    for chunk in damage.chunks:
+        edit(config.run_dir, "quarantine", ["words", str(chunk)])
+    assert [entry.payload["chunk"] for entry in ledger_of(config).entries] == list(damage.chunks)
+    go(config)
+    assert hashes(config) == replayed(config, whole, 4)
 
 
 @pytest.mark.slow

@@ -109,7 +109,8 @@ class DataConfig:
     bad_chunks: Literal["fail", "quarantine"] = "fail"
     """What a run does about a chunk that is not as it was written: stop, or read another one in its place."""
     bad_chunk_budget: float = 0.001
-    """Share of a source's chunks, one at least, that may be quarantined before the run stops."""
+    """Share of a source's chunks, or blocks of packed rows, that may be quarantined before the run stops. What one
+    damaged chunk of the corpus spoils always may."""
     window_chunks: int = 256
     """Chunks among which rows are shuffled. One chunk of 2^20 tokens takes 2 MB of page cache; a window that holds few
     documents costs loss (docs/order.md)."""

@@ -286,7 +286,7 @@ def _wrong_size(path: Path, shard: Shard, found: str) -> DataError:
         f"shard {path} is cut short, overgrown or missing",
         expected=f"{shard.bytes} bytes",
         found=found,
-        do="restore the shard from a copy, or prepare the corpus again",
+        do="restore the shard from a copy, or prepare the corpus again; `fmscale data verify` tells what is lost",
     )
 
 

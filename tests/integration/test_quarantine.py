@@ -424,6 +424,26 @@ def test_a_chunk_of_packed_rows_is_quarantined_by_the_number_that_verify_tells(r
     assert f"quarantine: source words, block {spoilt[0]}, substitute " in str(edits[0])
 
 
+def test_a_chunk_whose_packed_rows_fill_no_block_costs_nothing_and_the_budget_holds_for_blocks(
+    root: Path, tmp_path: Path
+) -> None:
+    lengths = [20 + 7 * (i % 11) for i in range(300)]
+    first = document_corpus(tmp_path / "c", [lengths], chunk_tokens=64)
+    document_corpus(tmp_path / "c" / "gen-0001", [[70]], chunk_tokens=64, parent=first)
+    packed = pack(Corpus.open(tmp_path / "c"), 64)
+    last = packed.corpus.chunks - 1
+    assert packed.blocks_of(last) == []
+    config = config_of(root, tmp_path / "c", "left-over", *PACKED, "data.bad_chunk_budget=0")
+    enter(check(config))
+    with pytest.raises(ConfigError, match=f"no block of packed rows reads chunk {last} of source `words`"):
+        edit(config.run_dir, "quarantine", ["words", str(last)])
+    assert len(edit(config.run_dir, "quarantine", ["words", "40"])) == len(packed.blocks_of(40))
+    with pytest.raises(DataError, match="more blocks of source `words` are damaged"):
+        edit(config.run_dir, "quarantine", ["words", "100"])
+    quarantined = [entry for entry in ledger_of(config).entries if entry.kind == "quarantine"]
+    assert len(quarantined) == len(packed.blocks_of(40)), "of the second one, nothing"
+
+
 def test_chunks_of_a_shard_that_is_cut_are_given_up_by_hand(root: Path, whole: Path, corpus: Path) -> None:
     """Under the default policy a cut shard is no corpus to open, unless its chunks are given up."""
     config = config_of(root, corpus, "cut", "eval.rows=6", "data.window_chunks=2", "train.steps=4")

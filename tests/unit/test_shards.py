@@ -315,7 +315,7 @@ def test_a_damaged_chunk_crosses_processes_with_all_that_it_says(small: Path) ->
     assert lines[0].startswith("chunk 0 is damaged: its docs, bytes 0 to ")
     assert lines[0].endswith(str(shard))
     assert "restore the shard from a copy" in lines[-1]
-    assert "data.bad_chunks=quarantine" in lines[-1]
+    assert "data.bad_chunks=quarantine" not in lines[-1], "no order reads held-out text, so nothing replaces it"
 
 
 def test_arrays_outlive_their_mapping_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

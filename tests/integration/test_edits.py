@@ -410,8 +410,9 @@ def test_a_moved_corpus_of_a_source_that_the_ledger_added_is_named_with_its_reme
             "  do: where it was moved, train with data.sources.code.corpus=NEW (the run keeps it); else restore it",
         ]
     assert "source `code` of the run has" in fmscale("order", "edit", str(root / "run"), "skip", "1")[2]
-    there = settings(root, "train.steps=12", f"data.sources.code.corpus={root / 'moved'}")
-    succeeds("train", *there)
+    there = ("train.steps=12", f"data.sources.code.corpus={root / 'moved'}")
+    succeeds("train", "--dry-run", *settings(root, *there))
+    go(config_of(root, *there))
     assert "skip" in succeeds("order", "edit", str(root / "run"), "skip", "1")
 
 

@@ -87,6 +87,10 @@ def _source(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
         )
     if name in [source.name for source in request.data.order.sources]:
         raise usage("the run has a source of this name", "another name", name)
+    if arguments[1:] and not any(
+        each.startswith(f"{name}=") for each in arguments[1:]
+    ):  # left out, it would silently get none
+        raise usage("the new source has no weight", f"{name}=WEIGHT among the weights", " ".join(arguments[1:]))
     corpus = open_train(request.config, path)
     _require_tokenizer(corpus, request.data)
     spec = spec_of(name, readable(request.config, corpus), corpus.manifest.generation)

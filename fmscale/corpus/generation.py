@@ -35,6 +35,7 @@ _MAPPED_SHARDS = 256
 LOOK_AGAIN_S = 0.05
 """A mapped shard's size is looked at this often: at each use the look cost half as much as all hashing. A file that is
 cut in place in between kills whoever reads the lost part (SIGBUS); what restarts it finds the cut at its opening."""
+_OR_WITHOUT = {"train": ", or go on without: data.bad_chunks=quarantine", "heldout": ""}
 _PLACES = 65536
 """Chunks whose shard's number is kept at hand: asked for at each row, and in the index it costs as much as a row."""
 
@@ -47,8 +48,7 @@ class DamagedChunk(DataError):
             f"chunk {chunk} is damaged: {what}",
             expected=expected,
             found=found,
-            do=f"restore the shard from a copy{', or go on without: data.bad_chunks=quarantine' * (split == 'train')}; "
-            "`fmscale data verify` lists all damage",
+            do=f"restore the shard from a copy{_OR_WITHOUT[split]}; `fmscale data verify` lists all damage",
         )
         self.split = split
         self.chunk = chunk

@@ -87,9 +87,8 @@ def _source(request: Request, arguments: Sequence[str]) -> dict[str, Any]:
         )
     if name in [source.name for source in request.data.order.sources]:
         raise usage("the run has a source of this name", "another name", name)
-    if arguments[1:] and not any(
-        each.startswith(f"{name}=") for each in arguments[1:]
-    ):  # left out, it would silently get none
+    # Left out it would get none, unsaid, and an entry cannot be taken back.
+    if arguments[1:] and not any(each.startswith(f"{name}=") for each in arguments[1:]):
         raise usage("the new source has no weight", f"{name}=WEIGHT among the weights", " ".join(arguments[1:]))
     corpus = open_train(request.config, path)
     _require_tokenizer(corpus, request.data)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,12 @@ import numpy.typing as npt
 import xxhash
 
 from data_pipeline.clusters import Labels, clusters, sizes
-from data_pipeline.document import Document
+from data_pipeline.document import Document, named
 from data_pipeline.keys import TEXT_KEY, read_edges, write_edges, write_keys
 from data_pipeline.line_dedup import LineCounts, RepeatedLines, write_verdicts
 from data_pipeline.minhash import signatures
 from data_pipeline.plan import Work, load
+from data_pipeline.ranges import MAX_NGRAM, between, in_range, least
 from data_pipeline.registry import Entry
 
 PARTITION_BYTES = 1 << 34
@@ -35,6 +36,8 @@ LINE_PARTITION_BYTES = 1 << 31
 MAX_LINE_PARTITIONS = 1024
 RUN_DOCUMENTS = 1 << 20
 """Documents whose keys are held at once, and stand in one file: 284 bytes each with MinHash."""
+MAX_FUNCTIONS = 10_000
+"""Of MinHash: RefinedWeb takes 9,000 (450 bands of 20 rows), FineWeb 112."""
 RUN_LINES = 1 << 22
 """Distinct lines that are held at once: about 90 bytes each."""
 
@@ -79,6 +82,14 @@ def exact_dedup(work: None) -> Pass:
     return SameKey("duplicate", 1, lambda texts: text_keys(texts))
 
 
+def _functions(given: Mapping[str, Any]) -> tuple[str, str] | None:
+    if given["bands"] * given["rows"] <= MAX_FUNCTIONS:
+        return None
+    found = f"bands: {given['bands']}, rows: {given['rows']}: {given['bands'] * given['rows']:,}"
+    return f"bands times rows: up to {MAX_FUNCTIONS:,} hash functions", found
+
+
+@in_range(_functions, bands=between(1, 1000), rows=between(1, 1000), ngram=between(1, MAX_NGRAM))
 def minhash_dedup(work: None, *, bands: int = 14, rows: int = 8, ngram: int = 5) -> Pass:
     """Take out every document that says nearly what an earlier one says: MinHash with LSH (minhash.py).
 
@@ -89,6 +100,7 @@ def minhash_dedup(work: None, *, bands: int = 14, rows: int = 8, ngram: int = 5)
     return SameKey("near_duplicate", bands, lambda texts: signatures(texts, bands=bands, rows=rows, ngram=ngram))
 
 
+@in_range(min_characters=least(0), min_count=between(2, (1 << 32) - 1))
 def line_dedup(work: None, *, min_characters: int = 20, min_count: int = 2) -> Pass:
     """Take out lines that stood earlier in the corpus, and documents of which nothing is left (line_dedup.py).
 
@@ -198,7 +210,8 @@ class SameLine:
 
     def step(self, work: Work, phase: int, task: int) -> Callable[[Iterable[Document]], Iterator[Document]]:
         verdicts = [work.part_file(phase, number) for number in self.parts(work)]
-        return functools.partial(_without_repeated_lines, work=work, phase=phase, task=task, verdicts=verdicts)
+        made = functools.partial(_without_repeated_lines, work=work, phase=phase, task=task, verdicts=verdicts)
+        return named(made, "line_dedup")
 
 
 def _without_repeated_lines(

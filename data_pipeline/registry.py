@@ -16,16 +16,20 @@ import difflib
 import functools
 import importlib
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from data_pipeline.clock import Clock
-from data_pipeline.document import Step
+from data_pipeline.columns import Columns
+from data_pipeline.document import Step, named
+from data_pipeline.ranges import check_ranges
 from data_pipeline.rule import judge
 from data_pipeline.step_code import code_hash
+from data_pipeline.step_error import told
 from data_pipeline.step_files import by_hash, check_files, located
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, FmscaleError
 
 STEPS: dict[str, str] = {
     "c4_quality": "data_pipeline.steps.c4_quality:c4_quality",
@@ -60,6 +64,11 @@ class Entry:
     """package.module:function"""
     parameters: Mapping[str, Any]
     """All of the function's keyword parameters, the defaults too."""
+
+    @property
+    def short_name(self) -> str:
+        """For times and messages."""
+        return self.name.rpartition(":")[2]
 
     @property
     def is_pass(self) -> bool:
@@ -101,28 +110,44 @@ def steps_of(entries: Sequence[Entry], clock: Clock | None = None) -> list[Step]
 
     def close() -> None:
         if rules:
-            steps.append(functools.partial(judge, rules=tuple(rules), clock=clock))
+            together = functools.partial(judge, rules=tuple(rules), clock=clock)
+            steps.append(named(together, ", ".join(name for name, _ in rules)))
             rules.clear()
 
     for entry in entries:
         assert not entry.is_pass, entry.name
         bound = functools.partial(entry.function, **entry.parameters)
         if entry.is_rule:
-            rules.append((entry.name.rpartition(":")[2], bound))
+            rules.append((entry.short_name, bound))
         else:
             close()
-            steps.append(bound)
+            steps.append(named(bound, entry.short_name))
     close()
     return steps
 
 
 def rehearse(entries: Sequence[Entry]) -> None:
-    """Each step of ours over no document: what it has to say of its parameters and files, it says before anything is
-    read."""
+    """Each step of ours over no document, each rule over one, each pass made: what they have to say of their parameters
+    and files, they say before anything is read. Raises ConfigError, also for what they cannot put into words."""
     for entry in entries:
-        if entry.name in STEPS and not entry.is_rule:
-            for _ in entry.function(iter(()), **entry.parameters):
-                raise AssertionError(f"step {entry.name} made a document of nothing")
+        made: Sequence[Any] = ()
+        try:
+            if entry.is_pass:
+                entry.function(None, **entry.parameters)
+            elif entry.name in STEPS and entry.is_rule:
+                entry.function(Columns(["One line.\nAnd another one."]), **entry.parameters)
+            elif entry.name in STEPS:
+                made = list(entry.function(iter(()), **entry.parameters))
+        except FmscaleError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"step {entry.name} cannot work with its parameters",
+                expected="values as its docstring names them (docs/data-steps.md)",
+                found=f"{dict(entry.parameters)}: {told(error)}",
+                do="correct the recipe",
+            ) from error
+        assert not made, f"step {entry.name} made a document of nothing"
 
 
 def _entry(value: Any) -> Entry:
@@ -165,7 +190,7 @@ def _entry(value: Any) -> Entry:
         if not _fits(wanted, known[key].default):
             raise ConfigError(
                 f"a parameter of step {name} has the wrong type",
-                expected=f"{key}: {type(known[key].default).__name__}, for example {known[key].default}",
+                expected=f"{key}: {_kind(known[key].default)}",
                 found=f"{wanted} ({type(wanted).__name__})",
                 do="correct the value",
             )
@@ -177,6 +202,7 @@ def _entry(value: Any) -> Entry:
             found=", ".join(map(str, given)) or "no parameters",
             do=f"write `- {name}: {{{missing[0]}: ...}}`",
         )
+    check_ranges(name, function, {**defaults, **given})
     check_files(name, function, {**defaults, **given})
     return Entry(name, target, {**defaults, **given})
 
@@ -194,26 +220,42 @@ def _fits(value: Any, default: Any) -> bool:
     return type(value) is type(default)
 
 
+def _kind(default: Any) -> str:
+    """What a recipe writes for a parameter with this default, with an example."""
+    if isinstance(default, tuple | list):
+        words = "texts" if all(isinstance(each, str) for each in default) else "values"
+        return f"a list of {words}, for example {json.dumps(default or ['A', 'B'])}"
+    if isinstance(default, Mapping):
+        return f"values by name, for example {json.dumps(dict(default))}"
+    return f"{type(default).__name__}, for example {default}"
+
+
 def _first_parameter(function: Callable[..., Any]) -> str:
     return next(iter(inspect.signature(function).parameters), "")
+
+
+def _cause(error: Exception) -> str:
+    """Messages of Python's import are whole; of other errors the class and the line say more."""
+    plain = isinstance(error, ImportError | AttributeError | ValueError) and not isinstance(error, SyntaxError)
+    return " ".join(str(error).split()) if plain else told(error)
 
 
 def _load(name: str, target: str) -> Callable[..., Any]:
     module, _, function = target.partition(":")
     try:
         loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # whatever a module does when it is imported: it is anybody's
         raise ConfigError(
             "a step of the recipe cannot be loaded",
             expected="package.module:function, importable from here",
-            found=f"{name}: {' '.join(str(error).split())}",
+            found=f"{name}: {_cause(error)}",
             do="check the name; install its package, or put its directory on PYTHONPATH",
         ) from error
-    if _first_parameter(loaded) not in ("documents", "columns", "work"):
+    if not callable(loaded) or _first_parameter(loaded) not in ("documents", "columns", "work"):
         raise ConfigError(
             f"{name} is no step",
             expected="a function whose first parameter is `documents` (a step) or `columns` (a rule)",
-            found=f"{name}{inspect.signature(loaded)}",
+            found=f"{name}{inspect.signature(loaded)}" if callable(loaded) else f"{name}: {type(loaded).__name__}",
             do="see data_pipeline/document.py and data_pipeline/rule.py for an example of each",
         )
     return loaded

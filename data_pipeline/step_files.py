@@ -41,6 +41,13 @@ def file_parameters(function: Callable[..., Any]) -> tuple[str, ...]:
 def check_files(step: str, function: Callable[..., Any], parameters: Mapping[str, Any]) -> None:
     """Raise ConfigError for a file that is not there, cannot be read or is a directory."""
     for key in file_parameters(function):
+        if not isinstance(parameters[key], str | list | tuple):
+            raise ConfigError(
+                f"a parameter of step {step} names no file",
+                expected=f"{key}: the path of a file, or a list of such",
+                found=f"{key}: {parameters[key]} ({type(parameters[key]).__name__})",
+                do="correct the recipe; quote a name that looks like a number",
+            )
         for path in _paths(parameters[key]):
             try:
                 with Path(path).open("rb") as file:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.document import Document, drop
+from data_pipeline.document import Document, change, drop
 from tests.word_corpora import WORDS, text
 
 
@@ -103,3 +103,8 @@ def deadly(documents: Iterable[Document]) -> Iterator[Document]:
         if document.id == "d300":
             os.kill(os.getpid(), signal.SIGKILL)
         yield document
+
+
+def untitled(documents: Iterable[Document]) -> Iterator[Document]:
+    """A step that takes a field for granted."""
+    return (change(document, document.meta["title"]) for document in documents)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from data_pipeline.characters import DIGIT
 from data_pipeline.columns import JUDGED_CHARACTERS, Bools, Columns
 from data_pipeline.document import Document, change, drop
+from data_pipeline.ranges import in_range, least
 from data_pipeline.rolling import Known, Places
 from data_pipeline.rule import batches
 from data_pipeline.sentences import sentences
@@ -33,6 +34,7 @@ _PHRASES = {
 """Sought without regard to case."""
 
 
+@in_range(min_num_sentences=least(-1), min_words_per_line=least(-1), max_word_length=least(-1))
 def c4_quality(
     documents: Iterable[Document],
     *,

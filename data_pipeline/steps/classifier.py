@@ -12,12 +12,14 @@ from dataclasses import replace
 
 from data_pipeline.document import Document, drop
 from data_pipeline.quality_model import QualityModel
+from data_pipeline.ranges import TEXT, in_range
 from data_pipeline.rule import batches
 from data_pipeline.step_files import once_per_file, reads_files
 from fmscale.errors import ConfigError
 
 
 @reads_files("model")
+@in_range(model=TEXT)
 def classifier(documents: Iterable[Document], *, model: str, threshold: float = 0.5) -> Iterator[Document]:
     """Drops `classifier/low` (found: the score) below `threshold`; 0 drops nothing, and only names the score.
 

@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 from data_pipeline.columns import Columns
+from data_pipeline.ranges import between, in_range, least
 from data_pipeline.rule import Verdicts, broken
 
 _GENERATED = re.compile(r"@generated|do not (?:edit|modify)|auto-?generated|generated (?:by|from|using)", re.IGNORECASE)
@@ -14,6 +15,7 @@ _HEAD = 1000
 """Characters in which a generated file says so."""
 
 
+@in_range(max_mean_line=least(1), max_line=least(1), min_alphanumeric=between(0, 1))
 def code_quality(
     columns: Columns,
     *,

@@ -15,6 +15,7 @@ import numpy as np
 from data_pipeline.document import Document, drop
 from data_pipeline.evaluation_sets import EvaluationSets, load
 from data_pipeline.ngrams import I64, ngrams
+from data_pipeline.ranges import MAX_NGRAM, TEXTS, in_range
 from data_pipeline.rule import batches
 from data_pipeline.step_files import once_per_file, reads_files
 from fmscale.errors import ConfigError
@@ -23,6 +24,7 @@ _load = once_per_file(load)
 
 
 @reads_files("against")
+@in_range(fields=TEXTS)
 def decontaminate(
     documents: Iterable[Document],
     *,
@@ -56,7 +58,7 @@ def decontaminate(
 def _check(paths: Sequence[str], ngram: int, min_share: float) -> None:
     for wrong, expected, found in (
         (not any(paths), "against: a list of files", "none"),
-        (ngram < 1, "ngram: 1 or more; 13 and 8 are usual", str(ngram)),
+        (not 1 <= ngram <= MAX_NGRAM, f"ngram: 1 to {MAX_NGRAM}; 13 and 8 are usual", str(ngram)),
         (not 0 <= min_share <= 1, "min_share: 0 to 1; 0 means that one shared run is enough", str(min_share)),
     ):
         if wrong:

@@ -15,6 +15,7 @@ import numpy as np
 
 from data_pipeline.document import Document, change, drop
 from data_pipeline.optional import require
+from data_pipeline.ranges import in_range, least
 from data_pipeline.readers.warc import HTML_TYPES
 from fmscale.errors import ConfigError
 
@@ -24,6 +25,7 @@ MAX_TAGS = 1 << 20
 _NESTING = re.compile(r"<(\\?/)?(?:div|article)\b", re.IGNORECASE | re.ASCII)
 
 
+@in_range(max_depth=least(1))
 def extract(documents: Iterable[Document], *, by: str = "resiliparse", max_depth: int = 512) -> Iterator[Document]:
     """Each document with the main text of its HTML instead of the HTML.
 

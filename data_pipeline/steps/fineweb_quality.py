@@ -6,9 +6,18 @@ import numpy as np
 
 from data_pipeline.characters import TERMINAL
 from data_pipeline.columns import Columns, ratio
+from data_pipeline.ranges import CHARACTERS, between, in_range, least
 from data_pipeline.rule import Verdicts, broken
 
 
+@in_range(
+    line_punct_thr=between(0, 1),
+    stop_chars=CHARACTERS,
+    short_line_thr=least(0),
+    short_line_length=least(0),
+    char_duplicates_ratio=least(0),
+    new_line_ratio=least(0),
+)
 def fineweb_quality(
     columns: Columns,
     *,

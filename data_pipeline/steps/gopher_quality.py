@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from data_pipeline.characters import ALPHA, LEXICAL
 from data_pipeline.columns import Columns, ratio
+from data_pipeline.ranges import TEXTS, at_most, between, in_range, least
 from data_pipeline.rolling import Known
 from data_pipeline.rule import Verdicts, broken
 
 
+def _enough_stop_words(given: Mapping[str, Any]) -> tuple[str, str] | None:
+    there = len(set(given["stop_words"]))
+    if given["min_stop_words"] <= there:
+        return None
+    return f"min_stop_words: no more than there are stop_words, {there}", f"min_stop_words: {given['min_stop_words']}"
+
+
+@in_range(
+    at_most("min_doc_words", "max_doc_words"),
+    at_most("min_avg_word_length", "max_avg_word_length"),
+    _enough_stop_words,
+    min_doc_words=least(0),
+    max_doc_words=least(1),
+    min_avg_word_length=least(0),
+    max_avg_word_length=least(1),
+    max_symbol_word_ratio=least(0),
+    max_bullet_lines_ratio=least(0),
+    max_ellipsis_lines_ratio=least(0),
+    max_non_alpha_words_ratio=between(0, 1),
+    min_stop_words=least(0),
+    stop_words=TEXTS,
+)
 def gopher_quality(
     columns: Columns,
     *,

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.columns import Columns, Counts, Pieces, ratio
+from data_pipeline.ranges import in_range, least, pairs
 from data_pipeline.repeats import (
     NGrams,
     at_most_repeated,
@@ -19,6 +20,14 @@ from data_pipeline.repeats import (
 from data_pipeline.rule import Verdicts, broken
 
 
+@in_range(
+    dup_line_frac=least(0),
+    dup_para_frac=least(0),
+    dup_line_char_frac=least(0),
+    dup_para_char_frac=least(0),
+    top_n_grams=pairs(least(0)),
+    dup_n_grams=pairs(least(0)),
+)
 def gopher_repetition(
     columns: Columns,
     *,

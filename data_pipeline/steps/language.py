@@ -38,7 +38,8 @@ def language(
     Raises ConfigError: a language that the model does not know, a score outside 0 to 1, a file that is no model.
     """
     identifier = _identifier([model] if model else [])
-    _check(keep, identifier)
+    if not every or keep:
+        _check(keep, identifier)
     for document in documents:
         labels, scores = identifier.predict(sample(document.text), 1)
         name = labels[0].removeprefix(_PREFIX) if labels else ""
@@ -80,6 +81,13 @@ def _identifier(paths: tuple[str, ...]) -> Any:
 
 
 def _check(keep: Mapping[str, float], identifier: Any) -> None:
+    if not keep:
+        raise ConfigError(
+            "step language keeps no language",
+            expected="keep: {NAME: SCORE}, one at least, for example {en: 0.65}; or every: true",
+            found="keep: {}",
+            do="name one, or leave the parameter out: then it is English",
+        )
     labels, _ = identifier.predict("", _ALL_LABELS, -1.0)
     known = {label.removeprefix(_PREFIX) for label in labels}
     for name, score in keep.items():

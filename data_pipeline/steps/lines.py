@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from data_pipeline.document import Document, change, drop
+from data_pipeline.ranges import at_most, between, in_range, least
 from data_pipeline.step_files import lines_of, once_per_file, reads_files
 from fmscale.errors import ConfigError
 
@@ -23,6 +24,13 @@ _PIECE = 1 << 20
 
 
 @reads_files("containing")
+@in_range(
+    at_most("min_words", "max_words", unless=0),
+    min_words=least(0),
+    max_words=least(0),
+    max_upper=between(0, 1),
+    max_removed=between(0, 1),
+)
 def lines(
     documents: Iterable[Document],
     *,

@@ -20,11 +20,13 @@ import xxhash
 
 from data_pipeline.document import Document, change, drop
 from data_pipeline.overlap import unique_in_place
+from data_pipeline.ranges import TEXT, in_range, least
 from data_pipeline.step_files import lines_of, once_per_file, reads_files
 from fmscale.errors import ConfigError
 
 
 @reads_files("domains", "words", "soft_words", "fragments")
+@in_range(max_soft_words=least(0), field=TEXT)
 def urls(
     documents: Iterable[Document],
     *,

@@ -349,6 +349,21 @@ def test_steps_of_ones_own(raw: tuple[Path, int], tmp_path: Path, ray: Any) -> N
     assert document_id("d190") not in documents_of(tmp_path / "c", "train")
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_step_that_fails_is_told_alike_by_every_worker(
+    workers: int, raw: tuple[Path, int], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if workers:
+        request.getfixturevalue("ray")
+    with pytest.raises(
+        DataError,
+        match=r"^step untitled failed\n  expected: .*\n  found: KeyError: 'title' \(.*raw_text\.py, line \d+\); "
+        r"the last document it was given: record \d+ of .+\n  do: correct the step.*$",
+    ) as caught:
+        prepare(recipe_of(raw[0], tmp_path / "c", steps=["tests.raw_text:untitled"]), workers=workers)
+    assert len(str(caught.value).splitlines()) <= 6
+
+
 @pytest.mark.processes
 def test_workers_that_keep_dying(raw: tuple[Path, int], tmp_path: Path, ray: Any) -> None:
     with pytest.raises(

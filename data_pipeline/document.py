@@ -180,6 +180,8 @@ def _check(step: str, answer: Any, asked: Document) -> None:
                 wrong = f"a text with half a surrogate pair, {made.text[error.start]!r}, at character {error.start}"
     if not isinstance(made.dropped, str):
         wrong = f"dropped={made.dropped!r}, no text"
+    elif not isinstance(made.id, str):
+        wrong = f"id={made.id!r}, no text"
     elif not isinstance(made.meta, dict):
         wrong = f"meta that is {type(made.meta).__name__}"
     elif type(made.found) not in _FOUND and not isinstance(made.found, str | SupportsFloat):

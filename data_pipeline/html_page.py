@@ -13,7 +13,7 @@ from data_pipeline.svg_plot import escape
 
 Cell = str | int
 
-_NUMBER = re.compile(r"[\d,.]+%?")
+_NUMBER = re.compile(r"(< )?[\d,.]+%?( [kMGT])?")
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5b6470; --paper: #ffffff; --line: #d8dde3;
@@ -41,6 +41,9 @@ svg .grid { stroke: var(--line) }
 table { border-collapse: collapse; width: 100%; font-size: .85rem }
 th, td { text-align: left; padding: .25rem .6rem .25rem 0; border-bottom: 1px solid var(--line); vertical-align: top;
   overflow-wrap: anywhere }
+.first6 td:first-child { min-width: 6rem }
+.first12 td:first-child { min-width: 12rem }
+.first18 td:first-child { min-width: 18rem }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 summary { cursor: pointer; padding: .3rem 0; overflow-wrap: anywhere }
 pre { background: var(--box); border-radius: 6px; padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere;
@@ -98,4 +101,8 @@ def table(head: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
         return f"<tr>{''.join(each)}</tr>"
 
     rows = "".join(row("td", line) for line in lines)
-    return f'<div class="wide"><table><thead>{row("th", head)}</thead><tbody>{rows}</tbody></table></div>'
+    # Names break anywhere, so that a long one does not push the others out; but not where there is room for it.
+    longest = max((len(word) for line in lines for word in str(line[0]).split()), default=0)
+    room = next((rem for rem in (6, 12) if longest <= 2 * rem), 18)
+    head_row = f"<thead>{row('th', head)}</thead>"
+    return f'<div class="wide"><table class="first{room}">{head_row}<tbody>{rows}</tbody></table></div>'

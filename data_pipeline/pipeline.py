@@ -17,6 +17,7 @@ from typing import Any, Literal
 import xxhash
 
 from data_pipeline.document import Document
+from data_pipeline.ranges import MAX_NGRAM
 from data_pipeline.read import Fields
 from data_pipeline.registry import entries, rehearse
 from fmscale.errors import ConfigError
@@ -108,6 +109,13 @@ def check(recipe: Recipe) -> None:
             raise ConfigError(
                 f"{key} is negative", expected="0 or more", found=str(getattr(recipe, key)), do="set 0 or more"
             )
+    if recipe.decontaminate_ngram > MAX_NGRAM:
+        raise ConfigError(
+            "decontaminate_ngram is out of range",
+            expected=f"0 to {MAX_NGRAM} words",
+            found=str(recipe.decontaminate_ngram),
+            do="13 and 8 are usual",
+        )
     rehearse(entries(recipe.steps))
 
 

@@ -19,6 +19,9 @@ from fmscale.errors import DataError
 
 PAGE_FILE = "report.html"
 COUNTS = ("in", "out", "train", "heldout", "duplicate_ids")
+NO_DOCUMENT = ("skipped_record", "blank_line")
+"""Reasons of records in which nobody looks for a document: requests and metadata of a crawl, lines without a record.
+They count as read in the manifest; among documents they would make every share and every plot one of them."""
 LINES = 1000
 """Input files that are listed: those with the most records."""
 
@@ -39,6 +42,24 @@ class Report:
     """None if a generation has none."""
     inputs: list[input_table.Line]
     input_files: int
+
+    @property
+    def apart(self) -> Counter[str]:
+        """Records that never were documents, by NO_DOCUMENT."""
+        return Counter({reason: self.dropped[reason] for reason in NO_DOCUMENT if self.dropped[reason]})
+
+    @property
+    def read(self) -> int:
+        """Documents."""
+        return self.counts["in"] - self.apart.total()
+
+    def begun(self, split: str) -> int:
+        """Documents of which tokens are in shards."""
+        return sum(manifest.split(split).documents for manifest in self.manifests)
+
+    def left_over(self, split: str) -> int:
+        """Kept documents that lie as a whole in what fills no chunk. Corpora of other makers count none."""
+        return max(self.counts[split] - self.begun(split), 0)
 
     @staticmethod
     def of(corpus: Path) -> Report:
@@ -65,6 +86,11 @@ class Report:
         inputs = sorted(inputs, key=lambda line: -line.records)[:LINES]
         total = sum(manifest.inputs.count for _, manifest in found)
         return Report(corpus.resolve().name, [m for _, m in found], counts, dropped, changed, survey, inputs, total)
+
+
+def documents_of(line: input_table.Line) -> int:
+    """Of the records of an input file."""
+    return line.records - sum(line.dropped.get(reason, 0) for reason in NO_DOCUMENT)
 
 
 def _check(directory: Path, survey: Survey, kept: int, dropped: int) -> None:

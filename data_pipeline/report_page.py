@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from data_pipeline.fate import Fate, bin_edge
 from data_pipeline.html_page import Cell, details, document, heading, note, pre, section, table, tiles
 from data_pipeline.input_table import Line
 from data_pipeline.read import EXPLAIN
-from data_pipeline.report import Report
+from data_pipeline.report import Report, documents_of
 from data_pipeline.survey import LARGEST_CLUSTER, Language, Survey
 from data_pipeline.svg_plot import Row, bars, columns, legend, number
 from fmscale.corpus.manifest import SPLITS
@@ -39,37 +40,45 @@ def page(report: Report) -> str:
 def _totals(report: Report) -> Iterator[str]:
     counts = report.counts
     tokens = {split: sum(m.split(split).tokens for m in report.manifests) for split in SPLITS}
+    dropped = report.dropped.total() - report.apart.total()
     size = sum(m.split(split).bytes for m in report.manifests for split in SPLITS)
     yield tiles(
         [
-            ("documents read", f"{counts['in']:,}", f"in {report.input_files:,} input files"),
-            ("kept", f"{counts['out']:,}", _share(counts["out"], counts["in"])),
-            ("dropped", f"{report.dropped.total():,}", _share(report.dropped.total(), counts["in"])),
-            ("training tokens", f"{tokens['train']:,}", f"in {counts['train']:,} documents"),
-            ("held-out tokens", f"{tokens['heldout']:,}", f"in {counts['heldout']:,} documents"),
+            ("documents read", f"{report.read:,}", f"in {_many(report.input_files, 'input file')}"),
+            ("kept", f"{counts['out']:,}", _share(counts["out"], report.read)),
+            ("dropped", f"{dropped:,}", _share(dropped, report.read)),
+            ("training tokens", f"{tokens['train']:,}", f"in {_many(report.begun('train'), 'document')}"),
+            ("held-out tokens", f"{tokens['heldout']:,}", f"in {_many(report.begun('heldout'), 'document')}"),
             ("bytes of shards", f"{size:,}", f"{number(size)}B"),
         ]
     )
+    if report.apart:
+        each = " and ".join(f"{count:,} {reason} ({EXPLAIN[reason]})" for reason, count in report.apart.items())
+        yield note(f"Besides, {_many(report.apart.total(), 'record')} that never held a document: {each}.")
+    if left := {split: count for split in SPLITS if (count := report.left_over(split))}:
+        each = " and ".join(f"{count:,} of {split}" for split, count in left.items())
+        yield note(f"Of the kept documents {each} lie in what fills no chunk: none of their tokens is in a shard.")
     if same := counts["duplicate_ids"]:
         yield note(
-            f"{same:,} documents have the id of an earlier one. They stay, but their ids do not name them; the table "
-            "of input files says where they are."
+            f"{_many(same, 'document')} came with the id of an earlier one. They stay, but their ids do not name them; "
+            "the table of input files says where they are."
         )
     if report.survey is None:
         yield note("No report.json stands beside the manifest: lengths, languages, samples and times are not known.")
 
 
 def _reasons(report: Report) -> Iterator[str]:
-    ranked = sorted(report.dropped.items(), key=lambda item: (-item[1], item[0]))
+    ranked = sorted((report.dropped - report.apart).items(), key=lambda item: (-item[1], item[0]))
     kept = report.survey.kept if report.survey else None
     rows = [Row("kept", (report.counts["out"], 0))] + [Row(reason, (0, count)) for reason, count in ranked[:BARS]]
     lines: list[list[Cell]] = [
-        ["kept", report.counts["out"], _share(report.counts["out"], report.counts["in"]), *_facts(kept), ""]
+        ["kept", report.counts["out"], _share(report.counts["out"], report.read), *_facts(kept), ""]
     ]
     values = []
-    for reason, count in ranked:
+    for reason, count in [*ranked, *report.apart.items()]:
         fate = report.survey.reasons.get(reason) if report.survey else None
-        lines.append([reason, count, _share(count, report.counts["in"]), *_facts(fate), EXPLAIN.get(reason, "")])
+        share = "no document" if reason in report.apart else _share(count, report.read)
+        lines.append([reason, count, share, *_facts(fate), EXPLAIN.get(reason, "")])
         values.append(_values(reason, fate))
     head = ["reason", "documents", "share", "characters", "values found", "meaning"]
     yield section(
@@ -109,18 +118,23 @@ def _values(reason: str, fate: Fate | None) -> str:
 def _survey(report: Report) -> Iterator[str]:
     if (survey := report.survey) is None:
         return
-    bits = {*survey.kept.lengths, *survey.dropped.lengths}
+    apart = [survey.reasons[reason] for reason in report.apart if reason in survey.reasons]
+    dropped = survey.dropped.lengths - sum((fate.lengths for fate in apart), Counter[int]())
+    bits = {*survey.kept.lengths, *dropped}
     lengths = [
-        Row(_bits(bit), (survey.kept.lengths[bit], survey.dropped.lengths[bit]), f"{_bits(bit)} characters and up")
+        Row(_bits(bit), (survey.kept.lengths[bit], dropped[bit]), f"{_bits(bit)} characters and up")
         for bit in range(min(bits, default=0), max(bits, default=-1) + 1)
     ]
     yield section(
         "Lengths",
         legend(FATES),
         columns(lengths, FATES, "documents", "characters, at least"),
-        note(f"Kept: {survey.kept.characters:,} characters. Dropped: {survey.dropped.characters:,}."),
+        note(
+            f"Kept: {survey.kept.characters:,} characters. "
+            f"Dropped: {survey.dropped.characters - sum(fate.characters for fate in apart):,}."
+        ),
     )
-    languages = sorted(survey.languages.items(), key=lambda item: (-item[1].kept - item[1].dropped, item[0]))
+    languages = _spoken(survey, sum(fate.documents for fate in apart))
     if any(name for name, _ in languages):
         rows = [Row(name or "(none said)", (of.kept, of.dropped)) for name, of in languages[:BARS]]
         lines: list[list[Cell]] = [
@@ -132,6 +146,15 @@ def _survey(report: Report) -> Iterator[str]:
     yield from _steps(survey)
 
 
+def _spoken(survey: Survey, apart: int) -> list[tuple[str, Language]]:
+    """Languages, those of most documents first. apart: records that never were documents, of which nothing says one."""
+    found = dict(survey.languages)
+    if apart and "" in found:
+        found[""] = replace(found[""], dropped=max(found[""].dropped - apart, 0))
+    spoken = [(name, of) for name, of in found.items() if of.kept + of.dropped]
+    return sorted(spoken, key=lambda item: (-item[1].kept - item[1].dropped, item[0]))
+
+
 def _changes(report: Report) -> Iterator[str]:
     lines: list[list[Cell]] = [[name, count] for name, count in _most(report.changed, len(report.changed))]
     if lines:
@@ -141,13 +164,14 @@ def _changes(report: Report) -> Iterator[str]:
 def _clusters(survey: Survey) -> Iterator[str]:
     plots = []
     for kind, sizes in sorted(survey.clusters.items()):
-        several = {size: count for size, count in sizes.items() if size > 1}
+        several = Counter({size: count for size, count in sizes.items() if size > 1})
         rows = [
             Row(str(size) if size <= LARGEST_CLUSTER else f"…{size}", (several[size],), f"{size} documents")
             for size in sorted(several)
         ]
-        plots.append(heading(f"{kind}: {sum(several.values()):,} clusters"))
-        plots.append(columns(rows, ["clusters"], "clusters", "documents in it") if rows else "")
+        if rows:
+            plots.append(heading(f"{kind}: {_many(several.total(), 'cluster')}"))
+            plots.append(columns(rows, ["clusters"], "clusters", "documents in it"))
     if plots:
         yield section("Duplicates, by size of their cluster", *plots)
 
@@ -160,8 +184,8 @@ def _steps(survey: Survey) -> Iterator[str]:
     lines: list[list[Cell]] = []
     for name, nanoseconds in spent:
         seconds = max(nanoseconds, 1) / 1e9
-        speed = f"{characters / 1e6 / seconds:,.1f}", f"{survey.kept.documents / seconds:,.0f}"
-        lines.append([name, f"{nanoseconds / 1e9:,.2f}", _share(nanoseconds, total), *speed])
+        speed = number(characters / 1e6 / seconds), number(survey.kept.documents / seconds)
+        lines.append([name, f"{seconds:,.2f}" if seconds >= 0.01 else "< 0.01", _share(nanoseconds, total), *speed])
     head = ["step", "seconds of a worker", "share", "M characters/s", "documents kept/s"]
     yield section(
         "Time of each step",
@@ -177,14 +201,14 @@ def _steps(survey: Survey) -> Iterator[str]:
 def _files(report: Report) -> Iterator[str]:
     if not report.inputs:
         return
-    rows = [Row(line.file, (line.kept, line.records - line.kept)) for line in report.inputs[:BARS]]
+    rows = [Row(line.file, (line.kept, documents_of(line) - line.kept)) for line in report.inputs[:BARS]]
     lines: list[list[Cell]] = [
         [
             line.file,
             line.bytes,
             line.records,
             line.kept,
-            _share(line.kept, line.records),
+            _share(line.kept, documents_of(line)),
             _most_text(line),
             line.same_id or "",
         ]
@@ -201,9 +225,11 @@ def _tokens(report: Report) -> Iterator[str]:
         of_all = [m.split(split) for m in report.manifests]
         tokens, documents = sum(s.tokens for s in of_all), sum(s.documents for s in of_all)
         mean = f"{tokens / documents:,.1f}" if documents else ""
-        left = sum(s.tokens_left_over for s in of_all)
-        lines.append([split, tokens, documents, mean, sum(s.chunks for s in of_all), of_all[-1].chunk_tokens, left])
-    head = ["split", "tokens", "documents begun", "tokens a document", "chunks", "tokens a chunk", "left over"]
+        chunks = sum(s.chunks for s in of_all), of_all[-1].chunk_tokens
+        left = sum(s.tokens_left_over for s in of_all), report.left_over(split)
+        lines.append([split, tokens, documents, mean, *chunks, *left])
+    head = ["split", "tokens", "documents begun", "tokens a document", "chunks", "tokens a chunk"]
+    head += ["tokens left over", "documents left over"]
     by_language = [Row(name or "(none said)", (of.tokens,)) for name, of in _languages(report) if of.tokens]
     yield section(
         "Tokens",
@@ -261,6 +287,10 @@ def _most(names: Counter[str], count: int) -> list[tuple[str, int]]:
 def _most_text(line: Line) -> str:
     reason, count = max(line.dropped.items(), key=lambda item: item[1], default=("", 0))
     return f"{reason} ({count:,})" if count else ""
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _share(part: int, whole: int) -> str:

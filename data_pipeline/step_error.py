@@ -42,7 +42,7 @@ def unlawful(step: str, broke: str, found: str) -> DataError:
 def told(error: BaseException) -> str:
     """Class and message on one line, with the file and line of the step where it was raised."""
     message = " ".join(str(error).split())[:300]
-    place = _place(error.__traceback__)
+    place = "" if isinstance(error, SyntaxError) else _place(error.__traceback__)  # it names its line itself
     return f"{type(error).__name__}{f': {message}' if message else ''}{f' ({place})' if place else ''}"
 
 

@@ -42,7 +42,9 @@ def escape(text: object) -> str:
 
 
 def number(value: float) -> str:
-    """For people: whole below ten thousand, else three digits and k, M, G or T."""
+    """For people: whole below ten thousand, else three digits and k, M, G or T; no powers of ten."""
+    if 0 < abs(value) < 0.001:
+        return "< 0.001" if value > 0 else "> -0.001"
     if abs(value) < 10_000:
         return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
     power = min(4, int(math.log10(abs(value)) // 3))
@@ -85,9 +87,8 @@ def columns(rows: Sequence[Row], series: Sequence[str], unit: str, about: str, s
     for tick in range(5):
         y = _HEIGHT * (1 - tick / 4) + 8
         drawn.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH}" y1="{y:.2f}" y2="{y:.2f}"/>')
-        drawn.append(
-            f'<text class="number" x="{_LEFT - 8}" y="{y + 4:.2f}" text-anchor="end">{number(top * tick / 4)}</text>'
-        )
+        said = escape(number(top * tick / 4))
+        drawn.append(f'<text class="number" x="{_LEFT - 8}" y="{y + 4:.2f}" text-anchor="end">{said}</text>')
     longest = max((len(row.name) for row in rows), default=1)
     every = max(1, math.ceil((longest * 7.5 + 8) / wide))
     for place, row in enumerate(rows):

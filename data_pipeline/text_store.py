@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import xxhash
 import zstandard
@@ -24,6 +25,8 @@ from fmscale.errors import DataError
 
 END = (1 << 32) - 1
 _LENGTHS = struct.Struct("<IIQ")
+MAX_DEPTH = 64
+"""Of lists and tables in each other, in what is written for people."""
 _LEVEL = 1
 """Text to a third at some 300 MB/s a core; higher levels cost more than disks do."""
 
@@ -36,7 +39,16 @@ class TextWriter:
 
     def write(self, document: Document) -> None:
         header = [document.id, document.source, document.meta, document.file, document.record]
-        head, text = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass"), document.text.encode()
+        try:
+            head = json.dumps(header, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        except (TypeError, ValueError, RecursionError) as error:
+            raise DataError(
+                "a step left something in a document's fields that has no JSON form",
+                expected="meta of texts, numbers, true, false, null, and lists and tables by name of them",
+                found=f"{' '.join(str(error).split())}, in record {document.record} of {document.source}",
+                do="correct the step: make a text or a number of it",
+            ) from error
+        text = document.text.encode()
         for part in (_LENGTHS.pack(document.row, len(head), len(text)), head, text):
             self._hash.update(part)
             self._out.write(part)
@@ -81,7 +93,7 @@ def read_texts(path: Path) -> Iterator[Document]:
 def lines_writer(path: Path | None) -> Iterator[Callable[[Document], None]]:
     """Documents to JSON lines (.jsonl.zst), for people: with why they were dropped. There when the block ends.
 
-    None: they are not written.
+    None: they are not written. What JSON has no form for (NaN, infinity, things of a step's own) is written as a text.
     """
     if path is None:
         yield lambda document: None
@@ -91,10 +103,32 @@ def lines_writer(path: Path | None) -> Iterator[Callable[[Document], None]]:
         def write(document: Document) -> None:
             fields = {"id": document.id, "dropped": document.dropped, "found": document.found}
             place = {"source": document.source, "record": document.record}
-            line = json.dumps({**fields, **place, "meta": document.meta, "text": document.text})
-            out.write(line.encode() + b"\n")  # ASCII, so that half a surrogate in an id is no trouble
+            out.write(_line({**fields, **place, "meta": document.meta, "text": document.text}) + b"\n")
 
         yield write
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    """In ASCII, so that half a surrogate in an id is no trouble."""
+    try:
+        return json.dumps(fields, allow_nan=False, default=str).encode()
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # seldom: JSON of Python's own reads `Infinity`, other readers do not
+        return json.dumps(_plain(fields), allow_nan=False).encode()
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    if isinstance(value, dict | list | tuple) and depth > MAX_DEPTH:
+        return "..."
+    if isinstance(value, dict):
+        return {str(key): _plain(each, depth + 1) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each, depth + 1) for each in value]
+    known = value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
+    return value if known else str(value)
 
 
 def _packed(file: IO[bytes]) -> zstandard.ZstdCompressionWriter:

@@ -113,7 +113,7 @@ def test_a_share_of_one_item_is_asked_for_and_not_of_the_set(tmp_path: Path) -> 
         ("a.txt", "\udcff", {}, r"cannot be read\n  expected: a whole file of UTF-8\n  found: .*a\.txt: .*decode"),
         ("a.jsonl.gz", "no gzip", {}, r"set cannot be read\n.*\n  found: .*a\.jsonl\.gz: Not a gzip"),
         ("a.jsonl.zst", "no zstd", {}, r"set cannot be read\n.*\n  found: .*a\.jsonl\.zst: "),
-        ("a.txt", "x " * 20, {"ngram": 0}, r"cannot work so\n  expected: ngram: 1 or more.*\n  found: 0\n"),
+        ("a.txt", "x " * 20, {"ngram": 0}, r"cannot work so\n  expected: ngram: 1 to 1000; 13.*\n  found: 0\n"),
         ("a.txt", "x " * 20, {"min_share": 1.5}, r"cannot work so\n  expected: min_share: 0 to 1.*\n  found: 1\.5\n"),
         ("a.txt", "x " * 20, {"against": []}, r"cannot work so\n  expected: against: a list of files\n  found: none\n"),
     ],

@@ -56,6 +56,10 @@ def test_files_then_settings(tmp_path: Path) -> None:
         (["chunk_tokens=-8"], r"chunk_tokens is no power of two\n.*\n  found: -8"),
         (["heldout_fraction=0.9"], r"heldout_fraction is out of range\n  expected: 0 to 0\.5\n  found: 0\.9"),
         (["decontaminate_ngram=-1"], r"decontaminate_ngram is negative\n.*\n  found: -1"),
+        (
+            ["decontaminate_ngram=1000000000"],
+            r"ngram is out of range\n  expected: 0 to 1000 words\n  found: 1000000000",
+        ),
         (["max_bad_share=-0.5"], r"max_bad_share is negative"),
         (["steps=[nowhere:step]"], r"step of the recipe cannot be loaded\n.*\n  found: nowhere:step: No module named"),
         (["steps=[json:nothing]"], r"step of the recipe cannot be loaded\n.*\n  found: json:nothing: .*no attribute"),

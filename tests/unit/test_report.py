@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import html.parser
+import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
 
 from data_pipeline import input_table
 from data_pipeline.document import Document, change, drop
+from data_pipeline.html_page import table
 from data_pipeline.pipeline import Recipe
 from data_pipeline.report import Report
 from data_pipeline.report_page import page
@@ -26,7 +31,7 @@ from fmscale.corpus.verify import verify
 from fmscale.errors import DataError
 from launcher.cli import app
 from tests.corpora import grow_corpus, make_corpus
-from tests.raw_text import write_raw
+from tests.raw_text import unlike, write_raw
 from tests.word_corpora import GOLDEN
 
 MODEL = GOLDEN / "tokenizer.model"
@@ -118,10 +123,82 @@ def test_its_totals_are_those_of_the_manifest(corpus: Path) -> None:
         assert rows[reason.replace("\x00", "\ufffd")] == f"{count:,}"
     for split in ("train", "heldout"):
         assert rows[split] == f"{manifest.split(split).tokens:,}"
-    assert f"documents read{counts['in']:,}" in shown.text
+    no_documents = counts["dropped"]["blank_line"]
+    assert no_documents
+    assert f"documents read{counts['in'] - no_documents:,}" in shown.text
+    assert f"Besides, {no_documents} record" in shown.text
+    assert rows["kept"] == f"{counts['out']:,}"
+    assert "in 1 documents" not in shown.text
     files = {row[0]: row for row in shown.rows if len(row) == 7}
     for record in read_inputs(corpus, manifest):
         assert files[record["path"]][1] == f"{record['bytes']:,}"
+
+
+def test_the_left_over_tail_is_told_apart(corpus: Path) -> None:
+    """A kept document of which no token is in a shard is no training document."""
+    manifest, shown = Manifest.load(corpus), Page(page(Report.of(corpus)))
+    table = next(row for row in shown.rows if row[0] == "train")
+    begun = manifest.split("train").documents
+    tail = manifest.counts["train"] - begun
+    assert tail > 0, "short documents, and chunks of 512 tokens"
+    assert f"in {begun:,} documents" in shown.text
+    assert (table[2], table[-1]) == (f"{begun:,}", f"{tail:,}")
+    assert f"Of the kept documents {tail:,} of train" in shown.text
+
+
+def crawled(tmp_path: Path) -> Path:
+    """A corpus of a crawl file: a warcinfo record, then for each of 12 pages a request, a response and metadata."""
+    with (tmp_path / "crawl.warc").open("wb") as file:
+        writer = WARCWriter(file, gzip=False)
+        writer.write_record(writer.create_warcinfo_record("crawl.warc", {"software": "x"}))
+        for n in range(12):
+            url = f"https://example.org/{n}"
+            html = f"<html><body><p>{unlike(n)}</p></body></html>".encode()
+            headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html")], protocol="HTTP/1.1")
+            asked = StatusAndHeaders("GET / HTTP/1.1", [("Host", "example.org")], is_http_request=True)
+            writer.write_record(writer.create_warc_record(url, "request", io.BytesIO(), http_headers=asked))
+            writer.write_record(writer.create_warc_record(url, "response", io.BytesIO(html), http_headers=headers))
+            facts = {"warc_content_type": "application/warc-fields"}
+            writer.write_record(writer.create_warc_record(url, "metadata", io.BytesIO(b"a: b"), **facts))
+    recipe = Recipe(inputs=[str(tmp_path / "crawl.warc")], output=str(tmp_path / "c"), tokenizer=str(MODEL))
+    prepare(replace(recipe, heldout_fraction=0.0, chunk_tokens=64, steps=["extract", "exact_dedup"]))
+    return tmp_path / "c"
+
+
+def test_records_that_never_were_pages_are_no_documents(tmp_path: Path) -> None:
+    report = Report.of(crawled(tmp_path))
+    assert report.counts["in"] == 37
+    assert report.apart == {"skipped_record": 25}
+    shown = Page(page(report))
+    assert "documents read12in 1 input file" in shown.text
+    assert "kept12100.00%" in shown.text
+    assert "dropped00.00%" in shown.text
+    assert "Besides, 25 records that never held a document: 25 skipped_record (a record of a crawl file" in shown.text
+    assert [row[:3] for row in shown.rows if row[0] == "skipped_record"] == [["skipped_record", "25", "no document"]]
+    lengths = page(report).split("<h2>Lengths")[1].split("</svg>")[0]
+    assert "dropped" not in re.sub(r'<p class="legend">.*?</p>', "", lengths), "no bar of 25 documents without text"
+    files = next(row for row in shown.rows if row[0] == "crawl.warc")
+    assert files[2:5] == ["37", "12", "100.00%"]
+
+
+def test_headings_have_plots_and_times_have_no_powers_of_ten(corpus: Path) -> None:
+    report = Report.of(corpus)
+    assert report.survey is not None
+    survey = replace(report.survey, clusters={"duplicate": Counter({1: 5}), "near": Counter({2: 1})})
+    survey.nanoseconds.update({"blink": 81})
+    text = page(replace(report, survey=survey))
+    assert "duplicate: 0 clusters" not in text
+    assert "near: 1 cluster<" in text
+    blink = next(row for row in Page(text).rows if row[0] == "blink")
+    assert blink[1] == "< 0.01"
+    assert not re.search(r"\de[-+]\d", " ".join(blink))
+    assert "0.0" not in blink
+
+
+def test_a_name_is_not_broken_where_there_is_room(corpus: Path) -> None:
+    assert table(["reason"], [["kept"], ["skipped_record"]]).startswith('<div class="wide"><table class="first12">')
+    assert 'class="first6"' in table(["split"], [["train"]])
+    assert 'class="first18"' in table(["file"], [["x" * 300]])
 
 
 def test_the_table_of_inputs_adds_up_to_the_manifest(corpus: Path) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.document import Document
-from data_pipeline.text_store import read_texts, text_writer
+from data_pipeline.text_store import lines_writer, read_texts, text_writer
 from fmscale.errors import DataError
 
 DOCUMENTS = st.builds(
@@ -23,6 +27,44 @@ DOCUMENTS = st.builds(
     record=st.integers(0, 10**12),
     row=st.integers(0, 2**32 - 2),
 )
+
+
+@pytest.mark.parametrize("value", [{1, 2}, np.float32(3), b"x"])
+def test_what_has_no_json_form_is_told(tmp_path: Path, value: Any) -> None:
+    with (
+        pytest.raises(
+            DataError,
+            match=r"no JSON form\n  expected: meta of texts, .*\n  found: .*is not JSON serializable, in record 4 of",
+        ),
+        text_writer(tmp_path / "texts") as texts,
+    ):
+        texts.write(Document("a", "text", "a.jsonl", {"x": value}, record=4))
+    assert not (tmp_path / "texts").exists()
+
+
+def test_dropped_documents_are_valid_json_whatever_stands_in_them(tmp_path: Path) -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    meta = {"x": math.inf, "y": [math.nan, -math.inf, 1.5], "z": {"a": {1}}, "n": np.float32(0.5), (1, 2): None}
+    dropped = [
+        Document("a", "text", meta={**meta}, dropped="r", found=math.nan),
+        Document("b", "text", meta={"deep": deep}, dropped="r"),
+        Document("c", "text", meta={"x": 1.5}, dropped="r", found=2),
+    ]
+    with lines_writer(tmp_path / "dropped") as write:
+        for document in dropped:
+            write(document)
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    text = zstandard.ZstdDecompressor().stream_reader((tmp_path / "dropped").read_bytes()).read().decode()
+    first, second, third = (json.loads(line, parse_constant=refuse) for line in text.splitlines())
+    assert (first["found"], first["meta"]["x"], first["meta"]["y"]) == ("nan", "inf", ["nan", "-inf", 1.5])
+    assert (first["meta"]["z"], first["meta"]["n"], first["meta"]["(1, 2)"]) == ({"a": "{1}"}, "0.5", None)
+    assert str(second["meta"]["deep"]).count("[") == 63
+    assert (third["meta"], third["found"]) == ({"x": 1.5}, 2)
 
 
 @settings(deadline=None)

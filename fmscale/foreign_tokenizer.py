@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fmscale.errors import ConfigError, DataError
-from fmscale.tokenizer import PROBE, Tokenizer, fingerprint_of
+from fmscale.tokenizer import MARK, PROBE, Tokenizer, fingerprint_of
 
 VERSION = 1
 EOS_NAMES = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|eos|>", "[SEP]")
@@ -123,7 +123,7 @@ def bring(path: str | Path, eos: str | None = None) -> bytes:
 
     eos: the token that ends a document; None looks into tokenizer_config.json beside it, then for a usual name.
     Raises DataError: no such file, neither of the two. ConfigError: no token that ends a document, or a library that
-    is not installed.
+    is not installed; one of ours.
     """
     path = Path(path)
     if path.is_dir():
@@ -137,6 +137,13 @@ def bring(path: str | Path, eos: str | None = None) -> bytes:
             found=f"{path}: {error.strerror}",
             do="correct the path; of a model on the Hub, download its tokenizer.json first",
         ) from error
+    if _is_ours(inner):
+        raise ConfigError(
+            "this is a tokenizer of fmscale already",
+            expected="one that others trained",
+            found=f"{path}, fingerprint {fingerprint_of(inner)}",
+            do="use it as it is: tokenizer=FILE; brought in, it would have another fingerprint",
+        )
     if inner.lstrip()[:1] == b"{":
         kind, library = "huggingface", _huggingface(inner.decode("utf-8", "replace"))
         find = library.token_to_id
@@ -170,6 +177,17 @@ def bring(path: str | Path, eos: str | None = None) -> bytes:
             do="train a tokenizer with `fmscale tokenizer train`, or report this one",
         )
     return json.dumps(body, separators=(",", ":")).encode()
+
+
+def _is_ours(model: bytes) -> bool:
+    """Trained by `fmscale tokenizer train`, or brought in before."""
+    if model.startswith(MARK):
+        return True
+    try:
+        Tokenizer(model)
+    except DataError:
+        return False
+    return True
 
 
 def _configured(path: Path, name: str) -> list[str]:

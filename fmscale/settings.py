@@ -149,9 +149,11 @@ def _merge(base: Any, update: DictConfig, origin: str) -> Any:
                 do="write the value itself; tools that need a secret read it from the environment themselves",
             )
     for key, value in _lists_replaced(OmegaConf.to_container(base, resolve=False), new):
+        entries = dataclasses.is_dataclass(OmegaConf.select(base, key)._metadata.element_type)
+        example = "{KEY: value, ...}" if entries else value if isinstance(value, str) and value else "VALUE"
         raise ConfigError(
-            f"setting `{key}` is a list of settings",
-            expected=f"{key}=[{{KEY: value, ...}}, ...], all of its entries at once",
+            f"setting `{key}` is a list of settings" if entries else f"setting `{key}` is a list",
+            expected=f"{key}=[{example}, ...], all of its entries at once",
             found=f"{value} in {origin}",
             do=_REMEDY,
         )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import heapq
 import io
+import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from fmscale import durable
-from fmscale.errors import ConfigError
+from fmscale.errors import ConfigError, DataError
 from fmscale.tokenizer import BOS_ID, CONTROL, EOS_ID, FIRST_BYTE_ID, PAD_ID, SPACE, UNK_ID, Kind, Tokenizer
 
 _LINE_CHARS = 1 << 14
@@ -35,14 +37,34 @@ def train(
     kind: on 9 MB of Python source bpe trained 8,192 pieces in 1.6 s, unigram in 30 s; 3.23 and 3.17 bytes a token.
     sample_bytes: UTF-8 bytes to learn from; of more, the pieces of text with the smallest hashes are taken.
     threads: part of the result (sums are rounded in its order), so a fixed number rather than the machine's.
-    Raises ConfigError: a vocabulary too small for the reserved ids and characters, or too large for the texts.
+    Raises ConfigError: a vocabulary too small for the reserved ids and characters, or too large for the texts; a place
+    that can hold no file; a sample or a number of threads that is none. DataError: texts without any text.
     """
     import sentencepiece
 
+    check_place(out)  # before hours of reading, not behind them
+    for name, value, most, expected in (
+        ("sample_bytes", sample_bytes, math.inf, "1 or more, for example 20_000_000"),
+        ("threads", threads, 1024, "1 to 1,024, for example 2"),
+    ):
+        if not 1 <= value <= most:
+            raise ConfigError(
+                f"{name} of the tokenizer's training is out of range",
+                expected=expected,
+                found=str(value),
+                do="leave it out for the default",
+            )
     least = FIRST_BYTE_ID + 256 + 1
     if vocab_size < least:
         raise _impossible(vocab_size, f"at least {least}: {FIRST_BYTE_ID} reserved ids, 256 bytes, and pieces")
     sample = _sample(texts, sample_bytes)
+    if not any(map(bytes.strip, sample)):
+        raise DataError(
+            "the inputs hold no text to learn from",
+            expected="text in some record of them that is not held out or dropped",
+            found="none",
+            do="check the inputs and the field that holds the text; what was dropped is named above",
+        )
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.Train(
@@ -79,9 +101,27 @@ def train(
             expected = f"text that SentencePiece can learn from: {cause[:150]}"
         raise _impossible(vocab_size, expected) from error
     tokenizer = Tokenizer(model.getvalue())
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
     durable.replace(Path(out), tokenizer.model)
     return tokenizer
+
+
+def check_place(out: str | Path) -> None:
+    """Make the directory of the file `out`. Raises ConfigError where no file can be written there."""
+    place = Path(out)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        found = "a directory" if place.is_dir() else ""
+        if not found and not os.access(place.parent, os.W_OK):
+            found = f"{place.parent}, in which nothing may be written"
+    except OSError as error:
+        found = error.strerror or str(error)
+    if found:
+        raise ConfigError(
+            "the tokenizer cannot be written there",
+            expected="a file to write, for example data/tokenizer.model",
+            found=f"{place}: {found}",
+            do="correct the output",
+        )
 
 
 def _impossible(vocab_size: int, expected: str) -> ConfigError:

@@ -30,6 +30,20 @@ def config_of(arguments: Sequence[str]) -> Config:
     return load(*split(arguments))
 
 
+def sample_bytes_of(sample_mb: float) -> int:
+    """Raises ConfigError where it is no amount of text."""
+    from fmscale.errors import ConfigError
+
+    if not 0 < sample_mb < 1e9:  # nan is neither
+        raise ConfigError(
+            "--sample-mb is out of range",
+            expected="megabytes of text, more than 0",
+            found=f"{sample_mb:g}",
+            do="leave it out for the default, or give more than all text for all of it",
+        )
+    return max(int(sample_mb * 1e6), 1)
+
+
 def run_dir_of(run: str) -> Path:
     """The run's directory. Raises ConfigError if there is none."""
     from fmscale.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from launcher.arguments import AsJson, Settings, config_of, split
+from launcher.arguments import AsJson, Settings, config_of, sample_bytes_of, split
 
 data_app = typer.Typer(help="Raw text to token shards, and a look at them.", no_args_is_help=True)
 tokenizer_app = typer.Typer(help="Train a tokenizer, bring one in, look into it.", no_args_is_help=True)
@@ -235,7 +235,7 @@ def tokenizer_train(
         out=output,
         vocab_size=vocab_size,
         kind=kind,
-        sample_bytes=int(sample_mb * 1e6),
+        sample_bytes=sample_bytes_of(sample_mb),
         threads=threads,
     )
     typer.echo(f"tokenizer {output}: {trained.vocab_size:,} tokens, fingerprint {trained.fingerprint}")
@@ -252,9 +252,10 @@ def tokenizer_import(
     """Bring in a tokenizer that others trained (SentencePiece or Hugging Face)."""
     from fmscale import durable
     from fmscale.foreign_tokenizer import ForeignTokenizer, bring
+    from fmscale.tokenizer_training import check_place
 
+    check_place(output)
     tokenizer = ForeignTokenizer(bring(source, eos))
-    output.parent.mkdir(parents=True, exist_ok=True)
     durable.replace(output, tokenizer.model)
     typer.echo(f"tokenizer {output}: {tokenizer.vocab_size:,} tokens, fingerprint {tokenizer.fingerprint}")
     if not tokenizer.exact:
@@ -280,9 +281,10 @@ def tokenizer_inspect(
     from data_pipeline.tokenizer_report import describe, measure
     from fmscale.tokenizer import Tokenizer
 
+    sample_bytes = sample_bytes_of(sample_mb)
     tokenizer = Tokenizer.load(model)
     show_record(describe(tokenizer), as_json)
-    for line in measure(tokenizer, inputs or [], recipe or [], text_field, int(sample_mb * 1e6)):
+    for line in measure(tokenizer, inputs or [], recipe or [], text_field, sample_bytes):
         show_record(line, as_json)
         if not as_json:
             typer.echo()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fmscale.corpus.shards import Corpus
 from fmscale.errors import ConfigError, DataError
 from fmscale.foreign_tokenizer import ForeignTokenizer, bring
 from fmscale.tokenizer import PROBE, Tokenizer
+from fmscale.tokenizer_training import train
 from launcher.cli import app
 from tests.integration.test_prepare import recipe_of
 from tests.raw_text import unlike
@@ -148,6 +150,25 @@ def test_one_whose_pieces_do_not_tell_the_bytes_of_a_text_is_refused(tmp_path: P
         rf"  found: {size + 3 * PROBE.count('a')} bytes, by its pieces\n  do: train a tokenizer",
     ):
         bring(tmp_path)
+
+
+def test_our_own_is_not_brought_in_again(tmp_path: Path) -> None:
+    """It would be the same tokenizer under another fingerprint, so that corpora of both could not be mixed."""
+    own = tmp_path / "own.model"
+    train(texts(100), own, 500)
+    (tmp_path / "there.model").write_bytes(bring_bytes(tmp_path))
+    for path in (own, tmp_path / "there.model"):
+        shown = CliRunner().invoke(app, ["tokenizer", "import", str(path), "--output", str(tmp_path / "again.model")])
+        assert isinstance(shown.exception, ConfigError)
+        assert re.fullmatch(
+            r"this is a tokenizer of fmscale already\n  expected: one that others trained\n"
+            rf"  found: {path}, fingerprint {Tokenizer.load(path).fingerprint}\n  do: use it as it is: .*",
+            str(shown.exception),
+        )
+        assert not (tmp_path / "again.model").exists()
+    shown = CliRunner().invoke(app, ["tokenizer", "import", str(tmp_path), "--output", str(tmp_path)])
+    assert isinstance(shown.exception, ConfigError)
+    assert "the tokenizer cannot be written there" in str(shown.exception)
 
 
 def test_the_end_of_a_document_is_found_or_asked_for(tmp_path: Path) -> None:

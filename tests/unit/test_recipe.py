@@ -65,6 +65,12 @@ def test_files_then_settings(tmp_path: Path) -> None:
         (["steps=[json:nothing]"], r"step of the recipe cannot be loaded\n.*\n  found: json:nothing: .*no attribute"),
         (["steps=[json]"], r"unknown step: json"),
         (["chunk_token=8"], r"unknown setting `chunk_token`\n.*\n.*\n  do: did you mean `chunk_tokens`"),
+        (
+            ["inputs=raw/a.jsonl"],
+            r"`inputs` is a list\n  expected: inputs=\[raw/a\.jsonl, \.\.\.\], all of its entries",
+        ),
+        (["steps=exact_dedup"], r"`steps` is a list\n  expected: steps=\[exact_dedup, \.\.\.\], all of its"),
+        (["inputs=3"], r"`inputs` is a list\n  expected: inputs=\[VALUE, \.\.\.\]"),
         (["dedup=fuzzy"], r"setting `dedup` has a wrong value"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from fmscale import tokenizer as module
 from fmscale import tokenizer_training
 from fmscale.errors import ConfigError, DataError
 from fmscale.tokenizer import CONTROL, FIRST_BYTE_ID, SPECIAL, Tokenizer
 from fmscale.tokenizer_training import train
+from launcher.cli import app
 from tests.word_corpora import text, texts, tokenizer
 
 NAMES = [f"<{name}>" for name in SPECIAL] + ["<0x0A>", "\u2581", "<s>", "</s>", "\u2047", "\0", "\ufffd", "\u2585"]
@@ -147,7 +150,6 @@ def test_the_sample_is_bounded_and_spread() -> None:
         (texts(3), 300, "expected: at least 432: 175 reserved ids, 256 bytes, and pieces\n  found: vocab_size=300"),
         (texts(3), 8192, r"expected: at most \d+ with these \d+ bytes of text\n  found: vocab_size=8192"),
         (["".join(map(chr, range(0x4E00, 0x5000)))], 500, r"expected: more than \d+, for the characters"),
-        ([], 500, "expected: text that SentencePiece can learn from"),
     ],
 )
 def test_impossible_vocabularies_are_refused(
@@ -157,6 +159,60 @@ def test_impossible_vocabularies_are_refused(
         train(samples, tmp_path / "m", vocab_size, kind)
     assert len(str(caught.value).splitlines()) <= 6
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("samples", [[], [""], ["", " \n\n"]])
+def test_inputs_without_text_are_told_as_that(tmp_path: Path, samples: list[str]) -> None:
+    with pytest.raises(DataError, match=r"hold no text to learn from\n  expected: .*\n  found: none\n  do: check"):
+        train(samples, tmp_path / "m", 500)
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sample_bytes": 0}, r"sample_bytes of .* is out of range\n  expected: 1 or more.*\n  found: 0\n"),
+        ({"threads": 0}, r"threads of .* is out of range\n  expected: 1 to 1,024, .*\n  found: 0\n"),
+        ({"threads": -1}, r"threads of .*\n  expected: 1 to 1,024, .*\n  found: -1\n"),
+        ({"threads": 2000}, r"threads of .*\n  expected: 1 to 1,024, .*\n  found: 2000\n"),
+    ],
+)
+def test_settings_of_training_that_are_out_of_range_are_refused(
+    tmp_path: Path, settings: dict[str, int], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(iter(unread()), tmp_path / "m", 500, **settings)
+
+
+def unread() -> Iterator[str]:
+    raise AssertionError("read before the settings were looked at")
+    yield ""
+
+
+def test_a_place_that_can_hold_no_file_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for place, found in ((tmp_path, "a directory"), (tmp_path / "file" / "m", "(Not a directory|File exists)")):
+        message = rf"cannot be written there\n  expected: a file to write.*\n  found: {place}: {found}\n  do: correct"
+        with pytest.raises(ConfigError, match=message):
+            train(unread(), place, 500)
+
+
+@pytest.mark.parametrize("sample_mb", ["0", "-1", "nan", "inf"])
+@pytest.mark.parametrize("command", ["train", "inspect"])
+def test_a_sample_that_is_none_is_refused_by_the_commands(tmp_path: Path, command: str, sample_mb: str) -> None:
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "m").write_bytes(foreign())
+    arguments = {
+        "train": [str(tmp_path / "a.txt"), "--output", str(tmp_path / "out")],
+        "inspect": [str(tmp_path / "m"), str(tmp_path / "a.txt")],
+    }
+    shown = CliRunner().invoke(app, ["tokenizer", command, *arguments[command], "--sample-mb", sample_mb])
+    assert isinstance(shown.exception, ConfigError)
+    assert str(shown.exception) == (
+        "--sample-mb is out of range\n  expected: megabytes of text, more than 0\n"
+        f"  found: {sample_mb}\n  do: leave it out for the default, or give more than all text for all of it"
+    )
+    assert shown.stdout == ""
 
 
 # -------------------------------------------------------------------------------------------------- loading

@@ -109,7 +109,7 @@ def _kept(documents: Iterable[Document], reject: Callable[[Document], None]) -> 
 
 def _answers(step: Step, documents: Iterator[Document]) -> Iterator[Document]:
     """`step`'s documents, held to the law: each answers the one that was given in the same place."""
-    name = step_name(step)
+    name = str(getattr(step, "entry", None) or step_name(step))
     waiting: deque[Document] = deque()
     last: Document | None = None
     broken: Exception | None = None  # what the documents ended with: no error of the step, whatever it makes of it
@@ -205,9 +205,9 @@ def _place(document: Document | None) -> str:
     return f"record {document.record} of {document.source or 'the input'}" if document else "nothing"
 
 
-def named(step: functools.partial[Iterator[Document]], name: str) -> Step:
-    """The same step, which errors, clocks and the report call by this name."""
-    step.name = name  # type: ignore[attr-defined]
+def named(step: functools.partial[Iterator[Document]], name: str, entry: str = "") -> Step:
+    """The same step, which clocks and the report call by this name. entry: the recipe's, for messages."""
+    step.name, step.entry = name, entry or name  # type: ignore[attr-defined]
     return step
 
 

@@ -106,22 +106,23 @@ def steps_of(entries: Sequence[Entry], clock: Clock | None = None) -> list[Step]
     clock: measures each rule of a step of rules.
     """
     steps: list[Step] = []
-    rules: list[tuple[str, Any]] = []
+    rules: list[tuple[Entry, Any]] = []
 
     def close() -> None:
         if rules:
-            together = functools.partial(judge, rules=tuple(rules), clock=clock)
-            steps.append(named(together, ", ".join(name for name, _ in rules)))
+            both = [", ".join(names) for names in zip(*((e.short_name, e.name) for e, _ in rules), strict=True)]
+            judges = tuple((entry.short_name, rule) for entry, rule in rules)
+            steps.append(named(functools.partial(judge, rules=judges, clock=clock), *both))
             rules.clear()
 
     for entry in entries:
         assert not entry.is_pass, entry.name
         bound = functools.partial(entry.function, **entry.parameters)
         if entry.is_rule:
-            rules.append((entry.short_name, bound))
+            rules.append((entry, bound))
         else:
             close()
-            steps.append(named(bound, entry.short_name))
+            steps.append(named(bound, entry.short_name, entry.name))
     close()
     return steps
 

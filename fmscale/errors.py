@@ -2,7 +2,7 @@
 
     FmscaleError            1   anything below, if it has no code of its own
     ├── ConfigError         2   a setting that cannot work, found before anything starts
-    ├── DataError           3   a corpus, shard, index or raw file that is missing, damaged or foreign
+    ├── DataError           3   a corpus, shard, index or raw file that is missing, damaged or foreign; a failing step
     ├── CheckpointError     4   no checkpoint that may be believed, or one that does not fit this run
     ├── RunHeldError        5   another live process holds the run
     ├── MachineError        6   the machine lacks something (compiler, memory, disk, port)

@@ -357,8 +357,8 @@ def test_a_step_that_fails_is_told_alike_by_every_worker(
         request.getfixturevalue("ray")
     with pytest.raises(
         DataError,
-        match=r"^step untitled failed\n  expected: .*\n  found: KeyError: 'title' \(.*raw_text\.py, line \d+\); "
-        r"the last document it was given: record \d+ of .+\n  do: correct the step.*$",
+        match=r"^step tests\.raw_text:untitled failed\n  expected: .*\n  found: KeyError: 'title' \(.*raw_text\.py, "
+        r"line \d+\); the last document it was given: record \d+ of .+\n  do: correct the step.*$",
     ) as caught:
         prepare(recipe_of(raw[0], tmp_path / "c", steps=["tests.raw_text:untitled"]), workers=workers)
     assert len(str(caught.value).splitlines()) <= 6

@@ -232,7 +232,7 @@ def test_a_rule_that_fails_is_named() -> None:
     steps = steps_of(entries([f"{HERE}:vowels", {f"{HERE}:odd": {"by": 0}}]))
     with pytest.raises(
         DataError,
-        match=r"^step vowels, odd failed\n.*\n  found: ZeroDivisionError: .*test_registry\.py, line \d+\); .*record 3",
+        match=rf"^step {HERE}:vowels, {HERE}:odd failed\n.*\n  found: ZeroDivisionError: .*, line \d+\); .*record 3",
     ):
         list(through([Document("a", "text", record=3)], steps, lambda rejected: None))
 

@@ -3,7 +3,7 @@
     raw/a.jsonl.gz   raw/   raw/**/*.log   s3://bucket/crawl/*.warc.gz   https://host/a.parquet   hf:NAME?split=train
 
 A file named by itself or by a glob is read whatever its suffix, as plain text if that says nothing; of a directory only
-files of a known kind are read, and the others are counted.
+files of a known kind are read, and the others are counted. So are corpora of ours that stand below an input.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipeline import hub, store
+from data_pipeline.own_output import glob_root, holds_corpus
 from fmscale.errors import DataError
 
 SUFFIXES = {
@@ -28,6 +29,7 @@ SUFFIXES = {
 }
 COMPRESSIONS = (".gz", ".zst")
 LINK = "symbolic link to a directory"
+CORPUS = "corpus of ours"
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _matches(pattern: str, left_out: Counter[str]) -> list[Found]:
     elif os.path.isfile(pattern):
         pairs = [(pattern, os.path.basename(pattern))]
     else:
-        pairs = _glob(pattern)
+        pairs = _glob(pattern, left_out)
     return [Found(os.path.abspath(path), name.replace(os.sep, "/"), _size(path)) for path, name in pairs]
 
 
@@ -118,6 +120,14 @@ def _directory(root: str, left_out: Counter[str]) -> list[tuple[str, str]]:
         # Not followed: a link may lead back up, or to files that are listed already. Name its target as an input.
         if links := sum(os.path.islink(os.path.join(folder, name)) for name in folders):
             others[LINK] += links
+        corpora = {
+            name
+            for name in folders
+            if not os.path.islink(os.path.join(folder, name)) and holds_corpus(os.path.join(folder, name))
+        }
+        if corpora:
+            others[CORPUS] += len(corpora)
+            folders[:] = [name for name in folders if name not in corpora]
         for file in files:
             if file.startswith("."):
                 continue
@@ -131,13 +141,25 @@ def _directory(root: str, left_out: Counter[str]) -> list[tuple[str, str]]:
     return known
 
 
-def _glob(pattern: str) -> list[tuple[str, str]]:
-    fixed = pattern[: min((i for i, c in enumerate(pattern) if c in "*?["), default=len(pattern))]
-    root = os.path.dirname(fixed) or "."
-    paths = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
-    if not paths:
+def _glob(pattern: str, left_out: Counter[str]) -> list[tuple[str, str]]:
+    root = glob_root(pattern)
+    is_corpus: dict[str, bool] = {"": False}  # by directory below the root
+    pairs: list[tuple[str, str]] = []
+    for path in glob.glob(pattern, recursive=True):
+        if not os.path.isfile(path):
+            continue
+        name = os.path.relpath(path, root)
+        above = [str(parent) for parent in Path(name).parents if str(parent) != "."]
+        for folder in above:
+            if folder not in is_corpus:
+                is_corpus[folder] = holds_corpus(os.path.join(root, folder))
+        if not any(is_corpus[folder] for folder in above):
+            pairs.append((path, name))
+    if not pairs:
         raise _matches_nothing(f"{pattern} (seen from {os.getcwd()})")
-    return [(path, os.path.relpath(path, root)) for path in paths]
+    if corpora := sum(is_corpus.values()):
+        left_out[CORPUS] += corpora
+    return pairs
 
 
 def _size(path: str) -> int:

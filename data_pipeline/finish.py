@@ -7,10 +7,12 @@ import io
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import zstandard
 
 from data_pipeline import holdout
 from data_pipeline.document import drop
@@ -52,12 +54,7 @@ def finish(work: Work, output: Path) -> Manifest:
     train = Cutter(plan.chunk_tokens, dtype)
     parts += write_parts(work.parts, "train", "tails", _tail_chunks(work, train))
     if not any(part.split == "train" for part in parts):
-        raise DataError(
-            "the training text fills not a single chunk",
-            expected=f"more than {plan.chunk_tokens} tokens (chunk_tokens)",
-            found=f"{len(train.tail.tokens)} tokens in {int((kinds == TRAIN).sum())} documents",
-            do="give more text, or set a smaller chunk_tokens (at least data.seq_len)",
-        )
+        raise _too_little(work, len(train.tail.tokens), int((kinds == TRAIN).sum()))
     records, dropped, tally = _counts(work)
     survey = _survey(work)
     survivors = _survivors(work, work.map_array("grams")[met], dropped, survey)  # sorted, as all n-grams are
@@ -77,6 +74,8 @@ def finish(work: Work, output: Path) -> Manifest:
         by_reason[reason] += count
     same_ids = same_ids_of(work)
     _publish_beside(work, output, records, dropped, same_ids)
+    if plan.recipe.keep_dropped:
+        _publish_dropped(work, output, dropped.total())
     write_survey(output, survey, plan.id)
     recipe = {**plan.record, "plan": plan.id, "left_out_files": plan.inputs.left_out}
     return publish(
@@ -94,6 +93,28 @@ def finish(work: Work, output: Path) -> Manifest:
             **({"quarantined": lost} if (lost := quarantined(work)) else {}),
         },
         inputs=_inputs(work),
+    )
+
+
+def _too_little(work: Work, tokens: int, documents: int) -> DataError:
+    """The error, with what became of the rest: as a rule that is the reason."""
+    records, dropped, _ = _counts(work)
+    by_reason = Counter[str]()
+    for (_, reason), count in dropped.items():
+        by_reason[reason] += count
+    found = f"{tokens} tokens in {documents} of {records.total()} documents"
+    if most := by_reason.most_common(3):
+        found += f"; dropped: {', '.join(f'{reason} {count}' for reason, count in most)}"
+    if lost := quarantined(work):
+        found += f"; damaged and left out: {len({each['file'] for each in lost})} files"
+    do = "give more text, or set a smaller chunk_tokens (at least data.seq_len)"
+    if by_reason.total() > records.total() / 2:
+        do = f"look at what goes by {most[0][0]}, with keep_dropped=true in another output; else {do}"
+    return DataError(
+        "the training text fills not a single chunk",
+        expected=f"more than {work.plan().chunk_tokens} tokens (chunk_tokens)",
+        found=found,
+        do=do,
     )
 
 
@@ -171,9 +192,28 @@ def _publish_beside(
         gone = [dropped[number, reason] for reason in reasons]
         table.writerow([file.name, file.bytes, records[number], records[number] - sum(gone), *gone, same_ids[number]])
     durable.replace(output / FILE, text.getvalue().encode("utf-8", "surrogateescape"))
-    if plan.recipe.keep_dropped:
-        shutil.rmtree(output / DROPPED, ignore_errors=True)  # of a run that was killed here
-        shutil.copytree(work.dropped, output / DROPPED, ignore=shutil.ignore_patterns(".*"))
+
+
+def _publish_dropped(work: Work, output: Path, expected: int) -> None:
+    """What was dropped, for people. Raises DataError if it is not as many documents as were counted."""
+    files = [path for path in work.dropped.iterdir() if not path.name.startswith(".")]
+    with ThreadPoolExecutor(4) as pool:  # unpacking releases the interpreter lock
+        found = sum(pool.map(_count_lines, files))
+    if found != expected:
+        raise DataError(
+            "dropped documents are missing",
+            expected=f"{expected} lines in {work.dropped}, one for each document that was dropped (keep_dropped)",
+            found=f"{found} lines in {len(files)} files",
+            do=f"remove {work.directory} and run the command again: it starts over",
+        )
+    shutil.rmtree(output / DROPPED, ignore_errors=True)  # of a run that was killed here
+    shutil.copytree(work.dropped, output / DROPPED, ignore=shutil.ignore_patterns(".*"))
+
+
+def _count_lines(path: Path) -> int:
+    """Of a .zst file."""
+    with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as lines:
+        return sum(block.count(b"\n") for block in iter(lambda: lines.read(1 << 20), b""))
 
 
 def _tail_chunks(work: Work, cutter: Cutter) -> Iterator[Stream]:

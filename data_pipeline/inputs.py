@@ -63,7 +63,7 @@ class Inputs:
     files: tuple[InputFile, ...]
     tasks: tuple[tuple[Piece, ...], ...]
     left_out: dict[str, int]
-    """What stands below an input directory and is not read: files of no known kind by suffix, links to directories."""
+    """What stands below an input and is not read: files of no known kind by suffix, links to directories, corpora."""
 
     @property
     def bytes(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import xxhash
 
 from data_pipeline.document import Document
+from data_pipeline.own_output import check_apart
 from data_pipeline.ranges import MAX_NGRAM
 from data_pipeline.read import Fields
 from data_pipeline.registry import entries, rehearse
@@ -24,6 +25,9 @@ from fmscale.errors import ConfigError
 from fmscale.settings import load_settings
 
 MAX_CHUNK_TOKENS = 1 << 20
+"""Of a chunk whose size is chosen here."""
+LARGEST_CHUNK = 1 << 30
+"""Tokens of a chunk that is asked for: places in it have 32 bits, and a worker holds it, 2 or 4 bytes a token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +84,18 @@ def check(recipe: Recipe) -> None:
     for key, example in (("inputs", "'inputs=[raw/**/*.jsonl]'"), ("output", "output=data/mine")):
         if not getattr(recipe, key):
             raise ConfigError(f"the recipe has no `{key}`", expected=example, found="nothing", do=f"set {key}")
+    check_apart(recipe.inputs, recipe.output)
+    place = Path(recipe.output).absolute()
+    for path in (place, *place.parents):
+        if path.is_dir():
+            break
+        if path.exists():
+            raise ConfigError(
+                "the output cannot be a directory",
+                expected="output=DIRECTORY, which is there or can be made",
+                found=f"{path}, a file",
+                do="set output to another name",
+            )
     if not Path(recipe.tokenizer).is_file():
         raise ConfigError(
             "the tokenizer is missing",
@@ -97,6 +113,13 @@ def check(recipe: Recipe) -> None:
                 found=str(value),
                 do=f"set {key} to {below} or {2 * below}",
             )
+        if value > LARGEST_CHUNK:
+            raise ConfigError(
+                f"{key} is too large",
+                expected=f"at most 2^{LARGEST_CHUNK.bit_length() - 1}: a chunk is held in memory as a whole",
+                found=str(value),
+                do=f"leave it out, which chooses by size, 2^{MAX_CHUNK_TOKENS.bit_length() - 1} at most",
+            )
     if not 0 <= recipe.heldout_fraction <= 0.5:
         raise ConfigError(
             "heldout_fraction is out of range",
@@ -104,7 +127,12 @@ def check(recipe: Recipe) -> None:
             found=str(recipe.heldout_fraction),
             do="0.01 is usual; a small corpus needs more",
         )
-    for key in ("decontaminate_ngram", "task_bytes", "max_bad_share", "max_bad_run", "max_bad_input"):
+    for key in ("max_bad_share", "max_bad_input"):
+        if not 0 <= getattr(recipe, key) <= 1:  # no number is neither
+            raise ConfigError(
+                f"{key} is no share", expected="0 to 1; 0.01 is usual", found=str(getattr(recipe, key)), do="correct it"
+            )
+    for key in ("decontaminate_ngram", "task_bytes", "max_bad_run"):
         if getattr(recipe, key) < 0:
             raise ConfigError(
                 f"{key} is negative", expected="0 or more", found=str(getattr(recipe, key)), do="set 0 or more"
@@ -151,9 +179,15 @@ def _power_of_two(below: int, least: int, most: int) -> int:
 
 
 def recipe_record(recipe: Recipe) -> dict[str, Any]:
-    """What a corpus remembers of its recipe: everything that decides its bytes; inputs and tokenizer go by hash."""
-    names = ("text_field", "id_field", "group_field", "dedup", "decontaminate_ngram", "chunk_tokens")
-    record = {name: getattr(recipe, name) for name in (*names, "heldout_chunk_tokens", "task_bytes")}
+    """What a corpus remembers of its recipe: everything that decides its bytes; inputs and tokenizer go by hash.
+
+    `max_bad_share` and `max_bad_input` are not in it: they decide whether there is a corpus, never which.
+    """
+    names = (
+        *("text_field", "id_field", "group_field", "dedup", "decontaminate_ngram", "chunk_tokens"),
+        *("heldout_chunk_tokens", "task_bytes", "max_bad_run"),  # a corpus lacks what a run of bad records costs
+    )
+    record = {name: getattr(recipe, name) for name in names}
     record["steps"] = [entry.record() for entry in entries(recipe.steps)]
     record["heldout"] = {
         "fraction": recipe.heldout_fraction,

@@ -27,7 +27,7 @@ from fmscale import durable
 from fmscale.errors import DataError
 from fmscale.tokenizer import Tokenizer
 
-VERSION = 5
+VERSION = 6
 """Raise it when the same recipe and inputs begin to give other bytes: unfinished work of another version is redone."""
 
 
@@ -70,6 +70,11 @@ class Plan:
         return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
     @property
+    def directory(self) -> str:
+        """Name of its unfinished work: scans that kept no dropped document are of no use to a run that shows them."""
+        return self.id[:16] + ("-dropped" if self.recipe.keep_dropped else "")
+
+    @property
     def chunk_tokens(self) -> int:
         return self.recipe.chunk_tokens or auto_chunk_tokens(self.inputs.bytes)
 
@@ -90,7 +95,7 @@ class Work:
 
     @staticmethod
     def create(parent: Path, plan: Plan) -> Work:
-        directory = parent / plan.id[:16]
+        directory = parent / plan.directory
         for name in ("parts", "dropped"):
             (directory / name).mkdir(parents=True, exist_ok=True)
         recipe = asdict(replace(plan.recipe, inputs=[]))  # its patterns may hold secrets, and are done with

@@ -25,7 +25,7 @@ from data_pipeline.readers import lines, parquet, tar, text, warc
 from data_pipeline.records import BAD_REASONS, Fields
 from fmscale.errors import DataError
 
-__all__ = ["BAD_REASONS", "EXPLAIN", "Fields", "check_bad_share", "read_piece"]
+__all__ = ["BAD_REASONS", "EXPECTED", "EXPLAIN", "Fields", "check_bad_share", "read_piece"]
 
 READERS = {
     "jsonl": lines.documents,
@@ -75,14 +75,19 @@ def _unless_all_bad(
             raise DamagedInput(
                 f"{bad_run} bad records in one go",
                 name=file.name,
-                expected=_EXPECTED.get(file.kind, "records with a string in `{}`").format(fields.text),
+                expected=EXPECTED.get(file.kind, "records with a string in `{}`").format(fields.text),
                 found=f"{file.name}, record {document.record}: {document.dropped} ({EXPLAIN[document.dropped]})",
                 do="set text_field (and group_field) to the input's own names, or leave the file out of inputs",
             )
         yield document
 
 
-_EXPECTED = {"jsonl": "JSON objects, one a line, with a string in `{}`", "warc": "pages that can be decoded"}
+EXPECTED = {
+    "jsonl": "JSON objects, one a line, with a string in `{}`",
+    "warc": "pages that can be decoded",
+    "text": "plain text in UTF-8",
+}
+"""Of the records of a file, by its kind."""
 
 
 def check_bad_share(dropped: Counter[str], records: int, max_share: float, max_run: int) -> None:

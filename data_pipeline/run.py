@@ -10,6 +10,7 @@ If this process dies, the same command goes on from the files. A lock keeps a se
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import functools
 import shutil
@@ -19,7 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipeline.document import Document, through
-from data_pipeline.finish import finish
+from data_pipeline.find import CORPUS
+from data_pipeline.finish import DROPPED, finish
 from data_pipeline.holdout import check_size
 from data_pipeline.inputs import Inputs, pin
 from data_pipeline.join import join, part, pass_at_end_of
@@ -38,6 +40,9 @@ from fmscale.errors import ConfigError, DataError, MachineError
 from fmscale.tokenizer import Kind, Tokenizer
 from fmscale.tokenizer_training import train as train_on_texts
 
+DISK_FAULTS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO)
+"""Of a disk that is written; inputs have errors of their own (DamagedInput)."""
+
 
 def prepare(recipe: Recipe, *, workers: int | None = None) -> Manifest:
     """Make the corpus that `recipe` describes at `recipe.output`; where it is, only hash the inputs to see that it is.
@@ -49,6 +54,13 @@ def prepare(recipe: Recipe, *, workers: int | None = None) -> Manifest:
     check(recipe)
     pool = workers_of(workers)
     inputs = _pin(recipe.inputs, recipe.task_bytes)
+    if not inputs.tasks:
+        raise DataError(
+            "the inputs hold no document",
+            expected="one at least",
+            found=f"files without a byte: {len(inputs.files)}, the first of them {inputs.files[0].name}",
+            do="look whether they were written to their end, or name others",
+        )
     check_size(recipe, inputs.bytes)
     fingerprint = Tokenizer.load(recipe.tokenizer).fingerprint
     plan = Plan.of(recipe, inputs, fingerprint)
@@ -127,8 +139,11 @@ def _texts(recipe: Recipe, pinned: Inputs) -> Iterator[str]:
 def _pin(patterns: Sequence[str], task_bytes: int = 0) -> Inputs:
     inputs = pin(patterns, task_bytes)
     if inputs.left_out:
-        others = ", ".join(f"{count} {kind}" for kind, count in inputs.left_out.items())
-        print(f"left out, of no known kind: {others}", file=sys.stderr)
+        others = ", ".join(f"{count} {kind}" for kind, count in inputs.left_out.items() if kind != CORPUS)
+        if others:
+            print(f"left out, of no known kind: {others}", file=sys.stderr)
+        if corpora := inputs.left_out.get(CORPUS):
+            print(f"left out, as what was made of input before: {corpora} {CORPUS}", file=sys.stderr)
     return inputs
 
 
@@ -154,10 +169,17 @@ def _do(pool: Workers, title: str, stage: Stage, work: Work, tasks: Sequence[int
 
 @contextlib.contextmanager
 def _storage(output: Path) -> Iterator[None]:
-    """Raises MachineError where the block meets a disk that is full or cannot be written."""
+    """Raises MachineError where the block meets a disk that is full or cannot be written, or a step a file it lacks."""
     try:
         yield
     except OSError as error:
+        if error.errno not in DISK_FAULTS and not _is_below(error.filename, output):
+            raise MachineError(
+                "a file or a connection failed while the corpus was prepared; what is done is kept",
+                expected="what the recipe's steps open to be there and readable on every node",
+                found=f"{type(error).__name__}: {error.strerror or error} ({error.filename or 'no file is named'})",
+                do="mend that, and run the same command; `fmscale --debug` shows where it happened",
+            ) from error
         free = shutil.disk_usage(output).free if output.exists() else 0
         raise MachineError(
             "the corpus could not be written; what is done is kept",
@@ -165,6 +187,11 @@ def _storage(output: Path) -> Iterator[None]:
             found=f"{error.strerror or error}; {free:,} bytes free",
             do="make room (or mend that file system) and run the same command: it goes on from what is done",
         ) from error
+
+
+def _is_below(name: object, output: Path) -> bool:
+    """Whether an error's file is the output's; workers name it by its absolute path."""
+    return isinstance(name, str | Path) and Path(name).absolute().is_relative_to(output.absolute())
 
 
 def _begin(plan: Plan, directory: Path) -> Work:
@@ -180,6 +207,13 @@ def _begin(plan: Plan, directory: Path) -> Work:
 
 def _prepared_before(plan: Plan, output: Path) -> Manifest:
     manifest = Manifest.load(output)
+    if manifest.recipe.get("plan") == plan.id and plan.recipe.keep_dropped and not (output / DROPPED).is_dir():
+        raise DataError(
+            f"{output} was made without its dropped documents",
+            expected=f"{output / DROPPED} (keep_dropped=true)",
+            found="the corpus of this recipe, finished, and no such directory",
+            do="choose another output, or remove that directory if nothing uses it; or leave keep_dropped out",
+        )
     if manifest.recipe.get("plan") != plan.id:
         raise DataError(
             f"{output} holds another corpus",
@@ -194,8 +228,17 @@ def _prepared_before(plan: Plan, output: Path) -> Manifest:
 def _claim(output: Path) -> Iterator[Path]:
     """OUTPUT/.work, locked; removed at the end if the corpus was published. The lock goes with the process."""
     directory = output / ".work"
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "w") as lock:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock = (directory / "lock").open("w")
+    except OSError as error:
+        raise MachineError(
+            "the output cannot be written",
+            expected=f"output={output}: a directory that this user may make and write, on a disk with room",
+            found=f"{error.strerror or error} ({error.filename or directory})",
+            do="set output to another place, or mend that one's permissions or mount",
+        ) from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -74,9 +74,12 @@ class OnRay:
                         waiting.append(task)
                     else:
                         yield amount
-        finally:
+        except Exception:
+            # Not at an interrupt: whoever is interrupted leaves Ray next, which ends them, and Ray may abort if a task
+            # that is being cancelled by force is not yet pending.
             for reference in running:
                 ray.cancel(reference, force=True)
+            raise
 
 
 def _call(stage: Stage, work: Work, task: int, allowed: str) -> Done:
@@ -103,7 +106,7 @@ def _result(reference: Any) -> Done:
         done: Done = ray.get(reference)
         return done
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, FmscaleError):
+        if isinstance(error.cause, FmscaleError | OSError):
             raise error.cause from None  # as if it had happened here
         raise
     except ray.exceptions.RayError as error:  # of a worker, its node, its memory, or an object on them
@@ -122,6 +125,13 @@ def _gave_up(work: Work, task: int, found: str) -> MachineError:
 
 def workers_of(count: int | None) -> Workers:
     """Never starts Ray: how a cluster begins, and who may join it, is the launcher's business."""
+    if count is not None and count < 0:
+        raise ConfigError(
+            "the number of workers is negative",
+            expected="0 (all in this process) or more; none stands for all CPUs of the cluster",
+            found=f"workers={count}",
+            do="set 1 or more, or leave workers out",
+        )
     ray = sys.modules.get("ray")  # what is not imported is not connected
     if count != 0 and ray is not None and ray.is_initialized():
         return OnRay(count)

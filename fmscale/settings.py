@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, LiteralNode, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from fmscale.errors import ConfigError
@@ -148,6 +148,13 @@ def _merge(base: Any, update: DictConfig, origin: str) -> Any:
                 found=f"{key}={value} in {origin}",
                 do="write the value itself; tools that need a secret read it from the environment themselves",
             )
+    for key in _true_keys(new):
+        raise ConfigError(
+            "a key was read as true or false: YAML takes no, off, yes and on for that",
+            expected='"no" in quotes, for example: language: {keep: {"no": 0.5}}',
+            found=f"{key} in {origin}",
+            do="quote it",
+        )
     for key, value in _lists_replaced(OmegaConf.to_container(base, resolve=False), new):
         entries = dataclasses.is_dataclass(OmegaConf.select(base, key)._metadata.element_type)
         example = "{KEY: value, ...}" if entries else value if isinstance(value, str) and value else "VALUE"
@@ -165,7 +172,7 @@ def _merge(base: Any, update: DictConfig, origin: str) -> Any:
             do=_REMEDY,
         )
     try:
-        return OmegaConf.merge(base, update)
+        return OmegaConf.merge(base, OmegaConf.create(_words_for_truth(base, new)))
     except OmegaConfBaseException as error:
         raise _config_error(error, origin) from error
     except TypeError as error:  # what OmegaConf makes of a list for a group inside a list, without saying where
@@ -191,6 +198,26 @@ def _misplaced(settings: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]
                 yield from _misplaced(each, f"{prefix}{key}.")
             elif isinstance(value, dict | list) and isinstance(each, dict | list) and arguments[-1] in _PLAIN:
                 yield f"{prefix}{key}", each, _PLAIN[arguments[-1]]
+
+
+def _words_for_truth(base: Any, new: Any) -> Any:
+    """`new` with "off" for False and "on" for True where `base` has a choice of words: YAML reads off as False."""
+    for key in (key for key in new if isinstance(key, str) and key in base):
+        node = base._get_node(key) if isinstance(base, DictConfig) else None
+        if isinstance(new[key], dict) and isinstance(node, DictConfig):
+            new[key] = _words_for_truth(node, new[key])
+        elif isinstance(new[key], bool) and isinstance(node, LiteralNode):
+            words = ("on", "yes", "true") if new[key] else ("off", "no", "false")
+            new[key] = next((word for word in words if word in get_args(node._metadata.ref_type)), new[key])
+    return new
+
+
+def _true_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Where a key is True or False: nobody means those."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else ()):
+        if isinstance(key, bool):
+            yield f"{prefix}{key}"
+        yield from _true_keys(value, f"{prefix}{key}.")
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

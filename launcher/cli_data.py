@@ -30,7 +30,7 @@ def show_record(record: dict[str, Any], as_json: bool) -> None:
 def prepare(
     settings: Settings,
     workers: Annotated[
-        int | None, typer.Option(help="Tasks at a time; default: one for each CPU of the cluster.")
+        int | None, typer.Option(min=0, help="Tasks at a time; default: one for each CPU of the cluster.")
     ] = None,
 ) -> None:
     """Turn raw text into a corpus: clean, de-duplicate, tokenise, write shards. A recipe YAML or key=value settings."""
@@ -42,8 +42,12 @@ def prepare(
     files, overrides = split(settings)
     recipe = load_recipe(files, overrides)
     import_ahead()
-    with cluster(min_cpus=1):
-        manifest = run(recipe, workers=workers)
+    try:
+        with cluster(min_cpus=1):
+            manifest = run(recipe, workers=workers)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; what is done is kept: the same command goes on from it", err=True)
+        raise typer.Exit(130) from None
     train_split, counts = manifest.split("train"), manifest.counts
     typer.echo(f"corpus {recipe.output}: {train_split.tokens:,} training tokens in {train_split.chunks} chunks")
     typer.echo(f"documents: {counts['in']:,} in, {counts['out']:,} kept ({counts['heldout']:,} held out)")
@@ -171,8 +175,13 @@ def report(
     from data_pipeline.report import PAGE_FILE, Report
     from data_pipeline.report_page import page
     from fmscale import durable
+    from fmscale.errors import ConfigError
 
     path = output or corpus / PAGE_FILE
+    if path.is_dir():
+        raise ConfigError(
+            "--output is a directory", expected="a file", found=str(path), do=f"give --output {path / PAGE_FILE}"
+        )
     durable.replace(path, page(Report.of(corpus)).encode())
     typer.echo(f"report: {path}")
 

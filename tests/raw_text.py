@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import json
 import os
@@ -78,6 +79,28 @@ def wait_for(path: Path) -> None:
     while not path.exists():
         assert time.monotonic() < deadline, path
         time.sleep(0.005)
+
+
+def on_a_full_disk(documents: Iterable[Document]) -> Iterator[Document]:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    yield from documents
+
+
+def on_a_mount_that_went(documents: Iterable[Document]) -> Iterator[Document]:
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "/mnt/list.txt")
+    yield from documents
+
+
+def without_its_list(documents: Iterable[Document]) -> Iterator[Document]:
+    Path("/nonexistent/list.txt").read_text()
+    yield from documents
+
+
+def sleepy(documents: Iterable[Document]) -> Iterator[Document]:
+    """Sleeps at the first document, and says so by a file."""
+    Path(os.environ["SLEEPY"]).touch()
+    time.sleep(100)
+    yield from documents
 
 
 def deadly_twice(documents: Iterable[Document]) -> Iterator[Document]:

@@ -178,3 +178,19 @@ def test_a_run_that_is_not_there(tmp_path: Path) -> None:
     done = fmscale("runs", "show", str(tmp_path / "absent"))
     assert done.returncode == 2
     assert "no such run" in done.stderr
+
+
+def test_a_report_into_a_directory_is_refused(tmp_path: Path, words: Path) -> None:
+    done = fmscale("data", "report", str(words), "--output", str(tmp_path))
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"error: --output is a directory\n  expected: a file\n  found: {tmp_path}\n"
+        f"  do: give --output {tmp_path / 'report.html'}\n"
+    )
+
+
+def test_fewer_workers_than_none_are_refused() -> None:
+    done = fmscale("data", "prepare", "output=c", "--workers", "-3")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "--workers" in done.stderr

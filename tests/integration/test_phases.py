@@ -184,9 +184,8 @@ def test_kill_9_in_every_phase(raw: Path, reference: Path, tmp_path: Path) -> No
 
 def test_damaged_input_is_given_up_listed_and_limited(raw: Path, tmp_path: Path) -> None:
     shutil.copytree(raw, tmp_path / "raw")
-    whole = gzip.compress(
-        b"".join(json.dumps({"id": f"d{n}", "text": unlike(n)}).encode() + b"\n" for n in range(1000, 1100))
-    )
+    made = [{"id": f"d{n}", "group": "g", "text": unlike(n)} for n in range(1000, 1100)]
+    whole = gzip.compress(b"".join(json.dumps(record).encode() + b"\n" for record in made))
     (tmp_path / "raw/bad.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(
         DataError,

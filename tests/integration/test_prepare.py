@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+import zstandard
 
 from data_pipeline.document import Document, text_id
 from data_pipeline.inputs import pin
@@ -292,6 +294,31 @@ with cluster(min_cpus=2):
             child.kill()
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("whom", ["the command", "its group"])
+def test_ctrl_c_says_that_the_work_is_kept(raw: tuple[Path, int], tmp_path: Path, whom: str) -> None:
+    """A terminal tells the whole group of processes, `kill -INT` only the command."""
+    arguments = [
+        f"{name}={json.dumps(value)}" for name, value in settings_of(recipe_of(raw[0], tmp_path / "c")).items()
+    ]
+    command = [sys.executable, "-m", "launcher.cli", "data", "prepare", *arguments, "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "steps=[tests.raw_text:sleepy]"], stderr=subprocess.PIPE, start_new_session=True, text=True,
+        env={**os.environ, "SLEEPY": str(tmp_path / "slept")},
+    )  # fmt: skip
+    try:
+        wait_for(tmp_path / "slept")
+        (os.kill if whom == "the command" else os.killpg)(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1] == "interrupted; what is done is kept: the same command goes on from it"
+    assert not [line for line in said.splitlines() if "Traceback" in line or "bug in Ray" in line or "error" in line]
+    assert list((tmp_path / "c/.work").glob("*/plan.json"))
+
+
 def test_changed_input_starts_over(
     raw: tuple[Path, int], reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -302,6 +329,132 @@ def test_changed_input_starts_over(
     prepare(recipe_of(raw[0], output), workers=0)
     assert "unfinished work starts over" in capsys.readouterr().err
     assert digests(output) == digests(reference)
+
+
+def lines_below(directory: Path) -> int:
+    unpack = zstandard.ZstdDecompressor()
+    return sum(unpack.stream_reader(path.read_bytes()).read().count(b"\n") for path in directory.glob("*.jsonl.zst"))
+
+
+def test_dropped_documents_are_all_there_or_it_is_said(
+    raw: tuple[Path, int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Work that was begun without them does not serve; neither does a corpus that is finished."""
+    monkeypatch.setattr("data_pipeline.run.tokenise", lambda work, task: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        prepare(recipe_of(raw[0], tmp_path / "c"), workers=0)
+    monkeypatch.undo()
+    capsys.readouterr()
+    manifest = prepare(recipe_of(raw[0], tmp_path / "c", keep_dropped=True), workers=0)
+    assert "unfinished work starts over" in capsys.readouterr().err
+    assert lines_below(tmp_path / "c/dropped") == sum(manifest.counts["dropped"].values()) > 15
+    assert prepare(recipe_of(raw[0], tmp_path / "c", keep_dropped=True), workers=0) == manifest
+    plain = prepare(recipe_of(raw[0], tmp_path / "d"), workers=0)
+    assert plain == manifest, "they are not part of the corpus"
+    with pytest.raises(
+        DataError,
+        match=r"^.*/d was made without its dropped documents\n  expected: .*/d/dropped \(keep_dropped=true\)\n"
+        r"  found: the corpus .*\n  do: choose another output, or .* leave keep_dropped out$",
+    ):
+        prepare(recipe_of(raw[0], tmp_path / "d", keep_dropped=True), workers=0)
+
+
+def test_a_dropped_file_that_got_lost_is_found(
+    raw: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data_pipeline import run
+
+    def lose(work: Work, output: Path) -> Manifest:
+        max(work.dropped.iterdir(), key=lambda path: path.stat().st_size).unlink()
+        return finish(work, output)
+
+    finish = run.finish
+    monkeypatch.setattr(run, "finish", lose)
+    with pytest.raises(
+        DataError, match=r"dropped documents are missing\n  expected: \d+ lines in .*\n  found: \d+ lines in \d+ file"
+    ):
+        prepare(recipe_of(raw[0], tmp_path / "c", keep_dropped=True), workers=0)
+    assert not (tmp_path / "c/manifest.json").exists()
+
+
+WHOLLY_BAD = {
+    "array": (
+        json.dumps([{"text": unlike(i)} for i in range(300)]),
+        r"not_an_object 1 \(.*\): .*\n  do: write one JSON object a line; an array of documents is none, or leave",
+    ),
+    "other field": (
+        "\n".join(json.dumps({"content": unlike(i)}) for i in range(90)) + "\n\n",
+        r"no_text 90 \(the text field is missing or no string\): [\d,]+ of [\d,]+ bytes\n"
+        r"  do: set text_field to the input's own name, or leave",
+    ),
+    "CR only": (
+        "\r".join(json.dumps({"text": unlike(i)}) for i in range(90)),
+        r"bad_json 1 \(.*\): .*\n  do: write one JSON object a line, each line ended by LF, or leave",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WHOLLY_BAD)
+def test_a_file_without_a_good_record_is_damaged_input(tmp_path: Path, name: str) -> None:
+    """However few its bad records are, and in however many tasks they stand."""
+    content, words = WHOLLY_BAD[name]
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.jsonl").write_text("\n".join(json.dumps({"text": unlike(i)}) for i in range(600)))
+    (tmp_path / "raw/b.jsonl").write_bytes(content.encode())
+    changes: dict[str, Any] = {"heldout_by": "document", "task_bytes": 5000}
+    with pytest.raises(
+        DataError,
+        match=r"^an input file has not a single good record\n  expected: JSON objects, one a line, .* in `text`; "
+        r"or at most 1\.00% of input damaged \(max_bad_input\)\n  found: b\.jsonl, \d+ bad and none that is good: "
+        + words,
+    ) as caught:
+        prepare(recipe_of(tmp_path / "raw", tmp_path / "c", **changes), workers=0)
+    assert len(str(caught.value).splitlines()) <= 6
+    manifest = prepare(recipe_of(tmp_path / "raw", tmp_path / "c", **changes, max_bad_input=0.5), workers=0)
+    lost = manifest.counts["quarantined"]
+    assert {each["file"] for each in lost} == {"b.jsonl"}
+    assert sum(each["stop"] - each["start"] for each in lost) == len(content.encode())
+    assert manifest.counts["in"] == manifest.counts["out"] + sum(manifest.counts["dropped"].values())
+
+
+def test_one_good_record_in_any_task_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw/a.jsonl").write_text("\n".join(json.dumps({"text": unlike(i)}) for i in range(300)))
+    (tmp_path / "raw/b.jsonl").write_text('{"x": 1}\n' * 90 + json.dumps({"text": unlike(301)}))
+    (tmp_path / "raw/blank.jsonl").write_text("\n" * 5000)
+    recipe = recipe_of(tmp_path / "raw", tmp_path / "c", heldout_by="document", task_bytes=1000)
+    manifest = prepare(recipe, workers=0)
+    assert manifest.counts["dropped"]["no_text"] == 90
+    assert "quarantined" not in manifest.counts
+
+
+def test_a_corpus_among_the_inputs_is_left_out(
+    raw: tuple[Path, int], reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(raw[0], tmp_path / "raw")
+    shutil.copytree(reference, tmp_path / "raw/corpus")
+    manifest = prepare(recipe_of(tmp_path / "raw", tmp_path / "c"), workers=0)
+    assert "left out, as what was made of input before: 1 corpus of ours\n" in capsys.readouterr().err
+    assert manifest.recipe["left_out_files"] == {".png": 1, "corpus of ours": 1}
+    assert manifest.content_hash == Manifest.load(reference).content_hash
+
+
+def test_the_longest_run_of_bad_records_is_part_of_the_plan(tmp_path: Path) -> None:
+    """It decides whether a file with such a run is left out: two corpora, so two plans."""
+    good = [json.dumps({"text": unlike(i)}) for i in range(600)]
+    (tmp_path / "a.jsonl").write_text("\n".join(good))
+    (tmp_path / "b.jsonl").write_text("\n".join([*good[:200], *["{}"] * 150, *good[:30]]))
+    changes: dict[str, Any] = {"heldout_by": "document", "max_bad_input": 1.0, "max_bad_share": 1.0, "task_bytes": 0}
+    raw, output = tmp_path / "*.jsonl", tmp_path / "c"
+    manifest = prepare(recipe_of(raw, output, **changes), workers=0)
+    assert [lost["file"] for lost in manifest.counts["quarantined"]] == ["b.jsonl"]
+    for key in ("max_bad_share", "max_bad_input"):  # whether there is a corpus, not which
+        assert prepare(recipe_of(raw, output, **{**changes, key: 0.5}), workers=0) == manifest
+    with pytest.raises(DataError, match=r"holds another corpus\n  expected: one of plan"):
+        prepare(recipe_of(raw, output, **changes, max_bad_run=1000), workers=0)
+    other = prepare(recipe_of(raw, tmp_path / "d", **changes, max_bad_run=1000), workers=0)
+    assert "quarantined" not in other.counts
+    assert other.recipe["max_bad_run"] == 1000
 
 
 def test_a_worker_that_outlived_its_run_disturbs_no_other(
@@ -396,9 +549,86 @@ def test_workers_without_ray(raw: tuple[Path, int], tmp_path: Path, monkeypatch:
 
 
 def test_errors_in_workers_are_ours(raw: tuple[Path, int], tmp_path: Path, ray: Any) -> None:
-    with pytest.raises(DataError, match=r"^\d+ bad records in one go\n  expected: .*`body`") as caught:
+    with pytest.raises(DataError, match=r"^an input file has not a single good record\n  expected: .*`body`") as caught:
         prepare(recipe_of(raw[0], tmp_path / "c", text_field="body"), workers=2)
     assert "Traceback" not in str(caught.value)
+
+
+def test_what_a_worker_meets_on_a_disk_is_told_as_here(raw: tuple[Path, int], tmp_path: Path, ray: Any) -> None:
+    """A disk that is full is one thing, a file that a step lacks another; neither shows Ray's traceback."""
+    for steps, wrong, message in (
+        (
+            ["tests.raw_text:on_a_full_disk"],
+            MachineError,
+            r"^the corpus could not be written; .*\n  expected: room at .*/c for .*\n"
+            r"  found: No space left on device; [\d,]+ bytes free\n  do: make room",
+        ),
+        (
+            ["tests.raw_text:on_a_mount_that_went"],
+            MachineError,
+            r"^a file or a connection failed while the corpus was prepared; .*\n  expected: what the recipe's steps "
+            r"open .*\n  found: OSError: Stale file handle \(/mnt/list\.txt\)\n  do: mend that",
+        ),
+        (
+            ["tests.raw_text:without_its_list"],
+            DataError,
+            r"^step tests\.raw_text:without_its_list failed\n.*\n  found: FileNotFoundError: .*list\.txt'",
+        ),
+    ):
+        for workers in (0, 1):
+            with pytest.raises(wrong, match=message) as caught:
+                prepare(recipe_of(raw[0], tmp_path / "c", steps=steps), workers=workers)
+            assert len(str(caught.value).splitlines()) == 4
+
+
+def test_an_output_that_cannot_be_made(raw: tuple[Path, int], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for output in ("file", "file/below"):
+        with pytest.raises(
+            ConfigError,
+            match=r"output cannot be a directory\n  expected: output=DIR.*\n  found: .*/file, a file\n  do: set out",
+        ):
+            prepare(recipe_of(raw[0], tmp_path / output), workers=0)
+    with pytest.raises(
+        MachineError,
+        match=r"output cannot be written\n  expected: output=/proc/fmscale/c: .*\n"
+        r"  found: No such file or directory \(/proc/fmscale\)\n  do: set output to another place",
+    ):
+        prepare(recipe_of(raw[0], Path("/proc/fmscale/c")), workers=0)
+
+
+def test_workers_below_none(raw: tuple[Path, int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"workers is negative\n  expected: 0 .*\n  found: workers=-3\n  do: set 1"):
+        prepare(recipe_of(raw[0], tmp_path / "c"), workers=-3)
+
+
+def test_no_byte_of_input(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).touch()
+    with pytest.raises(
+        DataError,
+        match=r"^the inputs hold no document\n  expected: one at least\n  found: files without a byte: 2, "
+        r"the first of them a\.jsonl\n  do: look whether",
+    ):
+        prepare(recipe_of(tmp_path / "*.jsonl", tmp_path / "c"), workers=0)
+
+
+def test_too_little_text_that_is_left_of_much(tmp_path: Path) -> None:
+    """Then the reasons say more than the size does."""
+    texts = [f"only {i} few words" for i in range(300)] + [unlike(i) for i in range(9)]
+    (tmp_path / "a.jsonl").write_text("\n".join([json.dumps({"text": text}) for text in texts] + ["{"]))
+    (tmp_path / "b.jsonl").write_text("[]")
+    recipe = recipe_of(
+        tmp_path / "*.jsonl", tmp_path / "c", heldout_fraction=0.0, heldout_by="document", chunk_tokens=4096,
+        steps=["gopher_quality"],
+    )  # fmt: skip
+    with pytest.raises(
+        DataError,
+        match=r"fills not a single chunk\n  expected: more than 4096 tokens .*\n"
+        r"  found: \d+ tokens in \d of 311 documents; dropped: gopher_quality/short_doc 300, .*; "
+        r"damaged and left out: 1 files\n  do: look at what goes by gopher_quality/short_doc, with keep_dropped=true",
+    ):
+        prepare(recipe, workers=0)
 
 
 def test_too_little_text(tmp_path: Path) -> None:

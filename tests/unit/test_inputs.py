@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from data_pipeline import cut, find, inputs
 from data_pipeline.inputs import pin
 from fmscale.errors import DataError
+from tests.corpora import make_corpus
 
 
 @settings(deadline=None, max_examples=60)
@@ -86,6 +87,24 @@ def test_a_linked_directory_is_counted_and_not_followed(tmp_path: Path) -> None:
     assert pinned.left_out == {"symbolic link to a directory": 2}
     named = pin([str(tmp_path / "raw/link")])
     assert [file.name for file in named.files] == ["b.txt"]
+
+
+def test_a_corpus_of_ours_below_an_input_is_counted_and_not_read(tmp_path: Path) -> None:
+    """Its own list of inputs and what it dropped would come back as input. One that is named is read."""
+    make_corpus(tmp_path / "raw/deep/corpus", chunks=2, chunk_tokens=64, seed=1)
+    (tmp_path / "raw/deep/corpus/dropped").mkdir()
+    for name in ("a.jsonl", "deep/b.jsonl", "deep/corpus/dropped/0.jsonl", "other/manifest.json"):
+        (tmp_path / "raw" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "raw" / name).write_text('{"text": "a"}\n')
+    for pattern in ("raw", "raw/**/*.jsonl"):
+        pinned = pin([str(tmp_path / pattern)])
+        assert [file.name for file in pinned.files] == ["a.jsonl", "deep/b.jsonl"]
+        assert pinned.left_out["corpus of ours"] == 1
+    pinned = pin([str(tmp_path / "raw/deep/corpus/dropped")])
+    assert [file.name for file in pinned.files] == ["0.jsonl"]
+    (tmp_path / "raw/deep/b.jsonl").unlink()
+    with pytest.raises(DataError, match=r"holds no text\n.*\n  found: .*/deep with 1 corpus of ours"):
+        pin([str(tmp_path / "raw/deep")])
 
 
 def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:

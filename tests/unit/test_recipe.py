@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -60,7 +61,28 @@ def test_files_then_settings(tmp_path: Path) -> None:
             ["decontaminate_ngram=1000000000"],
             r"ngram is out of range\n  expected: 0 to 1000 words\n  found: 1000000000",
         ),
-        (["max_bad_share=-0.5"], r"max_bad_share is negative"),
+        (["max_bad_run=-1"], r"max_bad_run is negative\n.*\n  found: -1"),
+        (
+            ["max_bad_share=-0.5"],
+            r"max_bad_share is no share\n  expected: 0 to 1; .*\n  found: -0\.5\n  do: correct it",
+        ),
+        (["max_bad_share=5"], r"max_bad_share is no share\n.*\n  found: 5"),
+        (["max_bad_share=.nan"], r"max_bad_share is no share\n.*\n  found: nan"),
+        (["max_bad_input=.nan"], r"max_bad_input is no share\n.*\n  found: nan"),
+        (["heldout_fraction=.nan"], r"heldout_fraction is out of range\n.*\n  found: nan"),
+        (
+            [f"chunk_tokens={1 << 40}"],
+            r"chunk_tokens is too large\n  expected: at most 2\^30.*\n  found: 1099511627776\n",
+        ),
+        ([f"heldout_chunk_tokens={1 << 31}"], r"heldout_chunk_tokens is too large\n"),
+        (
+            [f"output={GOLDEN / 'tokenizer.model'}"],
+            r"output cannot be a directory\n.*\n  found: .*/tokenizer\.model, a",
+        ),
+        (
+            ["steps=[{language: {keep: {no: 0.5}}}]"],
+            r"key was read as true or false.*\n.*\n  found: .*False in .*\n.*quote",
+        ),
         (["steps=[nowhere:step]"], r"step of the recipe cannot be loaded\n.*\n  found: nowhere:step: No module named"),
         (["steps=[json:nothing]"], r"step of the recipe cannot be loaded\n.*\n  found: json:nothing: .*no attribute"),
         (["steps=[json]"], r"unknown step: json"),
@@ -78,6 +100,58 @@ def test_what_cannot_work_is_refused(settings: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load_recipe([], WHOLE + settings)
     assert len(str(caught.value).splitlines()) <= 6
+
+
+@pytest.mark.parametrize("word", ["off", "'off'", '"off"', "OFF", "no"])
+def test_off_needs_no_quotes(tmp_path: Path, word: str) -> None:
+    """YAML reads it as False."""
+    assert load_recipe([], [*WHOLE, f"dedup={word}"]).dedup == "off"
+    (tmp_path / "a.yaml").write_text(f"dedup: {word}\n")
+    assert load_recipe([tmp_path / "a.yaml"], WHOLE).dedup == "off"
+    with pytest.raises(ConfigError, match=r"setting `dedup` has a wrong value\n"):
+        load_recipe([], [*WHOLE, "dedup=on"])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "refused"),
+    [
+        ("raw", "raw", True),
+        ("raw", "raw/deep/corpus", True),
+        ("raw/", "linked/corpus", True),
+        ("file://{here}/raw", "raw/corpus", True),
+        ("raw", "rawer", False),
+        ("raw/deep", "raw/corpus", False),
+        ("raw/**/*.jsonl", "raw/corpus", True),
+        ("raw/*/*.jsonl", "raw/corpus", True),
+        ("**/*", "corpus", True),
+        ("**", "corpus", True),
+        ("raw/**/*.zst", "raw/corpus", True),
+        ("raw/*", "raw/corpus", False),
+        ("raw/*.jsonl", "raw/corpus", False),
+        ("**/*.txt", "corpus", False),
+        ("**/*.jsonl", ".hidden", False),
+        ("raw/a.jsonl", "raw", False),
+        ("https://example.org/raw/", "raw", False),
+        ("hf:raw?split=train", "raw", False),
+    ],
+)
+def test_an_output_among_the_inputs_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: str, output: str, refused: bool
+) -> None:
+    (tmp_path / "raw/deep").mkdir(parents=True)
+    (tmp_path / "raw/a.jsonl").touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "raw/deep")
+    monkeypatch.chdir(tmp_path)
+    inputs = inputs.format(here=tmp_path)
+    if not refused:
+        load_recipe([], [*WHOLE, f"inputs=['{inputs}']", f"output={output}"])
+        return
+    with pytest.raises(
+        ConfigError,
+        match=r"^the output lies among the inputs, .*\n  expected: output outside .*\n"
+        rf"  found: output={output} and the input {re.escape(inputs)}\n  do: set output to a directory beside",
+    ):
+        load_recipe([], [*WHOLE, f"inputs=['{inputs}']", f"output={output}"])
 
 
 def test_the_heldout_choice_is_a_fixed_function_of_seed_and_name() -> None:

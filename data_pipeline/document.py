@@ -17,13 +17,13 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsFloat
+from typing import Any
 
 import xxhash
 
 from data_pipeline.clock import Clock
 from data_pipeline.step_error import failed, unlawful
-from fmscale.errors import FmscaleError
+from fmscale.errors import FmscaleError, MachineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +184,27 @@ def _check(step: str, answer: Any, asked: Document) -> None:
         wrong = f"id={made.id!r}, no text"
     elif not isinstance(made.meta, dict):
         wrong = f"meta that is {type(made.meta).__name__}"
-    elif type(made.found) not in _FOUND and not isinstance(made.found, str | SupportsFloat):
+    elif type(made.found) not in _FOUND and not _is_number(made.found):
         wrong = f"found={made.found!r}, neither a number nor a text"
+    elif made.tally is not asked.tally and not _is_tally(made.tally):
+        wrong = f"tally={made.tally!r}, no whole numbers by name"
     if wrong:
         found = f"{' '.join(wrong.split())[:200]}, of {_place(asked)}"
         raise unlawful(step, "returned a document that cannot be used", found)
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError, OverflowError):
+        return isinstance(value, str)
+    return True
+
+
+def _is_tally(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    return all(isinstance(name, str) and isinstance(count, int) for name, count in value.items())
 
 
 _FOUND = (type(None), float, int, str)
@@ -198,6 +214,13 @@ _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EST
 def _told(step: str, error: Exception, last: Document | None) -> Exception:
     if isinstance(error, FmscaleError) or (isinstance(error, OSError) and error.errno in _OF_THE_MACHINE):
         return error  # passes of ours read the working files in a step
+    if isinstance(error, MemoryError):
+        return MachineError(
+            f"the memory is used up in step {step}",
+            expected="up to 1.5 GiB for each worker",
+            found=f"{error or 'MemoryError'}; the last document it was given: {_place(last)}",
+            do="run with fewer --workers, or on a machine with more memory; what is done is kept",
+        )
     return failed(step, error, "none yet" if last is None else _place(last))
 
 

@@ -155,9 +155,12 @@ def _glob(pattern: str, left_out: Counter[str]) -> list[tuple[str, str]]:
                 is_corpus[folder] = holds_corpus(os.path.join(root, folder))
         if not any(is_corpus[folder] for folder in above):
             pairs.append((path, name))
+    corpora = sum(is_corpus.values())
+    if corpora and not pairs:
+        raise _only_corpora(pattern)
     if not pairs:
         raise _matches_nothing(f"{pattern} (seen from {os.getcwd()})")
-    if corpora := sum(is_corpus.values()):
+    if corpora:
         left_out[CORPUS] += corpora
     return pairs
 
@@ -180,6 +183,15 @@ def _holds_no_text(root: str, others: Counter[str]) -> DataError:
         expected=f"files that end in {' '.join(suffixes)}, plain or (but for .parquet) .gz or .zst",
         found=f"{root} with {', '.join(f'{count} {kind}' for kind, count in sorted(others.items())) or 'nothing'}",
         do="name the files by a glob, for example 'inputs=[raw/**/*.log]': each then is one plain-text document",
+    )
+
+
+def _only_corpora(pattern: str) -> DataError:
+    return DataError(
+        "all that an input matches stands in finished corpora, which are no raw text",
+        expected="a glob that matches files outside of them",
+        found=pattern,
+        do="where the files of a corpus are meant, such as CORPUS/dropped/*.jsonl.zst, name that corpus in the glob",
     )
 
 

@@ -137,10 +137,10 @@ def _counts(work: Work) -> tuple[Counter[int], FileCounts, Counter[str]]:
     for phase in range(len(phases(work.plan().recipe))):
         for task in work.tasks:
             counts = counts_of(work, phase, task)
-            records += counts.records if not phase else Counter()
-            dropped += counts.dropped
-            tally += counts.tally
-        dropped += dropped_by(work, phase)
+            records.update(counts.records if not phase else ())  # `+=` would look through all of them each time
+            dropped.update(counts.dropped)
+            tally.update(counts.tally)
+        dropped.update(dropped_by(work, phase))
     return records, dropped, tally
 
 

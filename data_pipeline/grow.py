@@ -8,6 +8,7 @@ both is not looked for. Runs read what they read before until an edit of their o
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable
@@ -27,13 +28,14 @@ BESIDE = (survey.FILE, survey.TIMES_FILE, input_table.FILE)
 
 
 def grow(corpus: Path, other: Path, advance: Callable[[int], None] = lambda done: None) -> Path:
-    """Publish `other` as the next generation of `corpus`; its directory.
+    """Publish `other` as the next generation of `corpus`; its directory. One that is a generation already stays that.
 
-    advance: is told bytes as they are verified. Killed at any point, it is called again.
+    advance: is told bytes as they are verified. Killed at any point, it is called again: a generation is there whole or
+    not at all, whoever else adds one meanwhile.
     Raises DataError: a corpus that does not hold, or does not fit. ConfigError: the same one twice, or one that has
     grown itself. MachineError: no room.
     """
-    newest = [manifest for _, manifest in manifests(corpus)][-1]
+    known = list(manifests(corpus))
     added = [manifest for _, manifest in manifests(other)]
     if corpus.resolve() == other.resolve() or len(added) > 1:
         raise ConfigError(
@@ -42,34 +44,44 @@ def grow(corpus: Path, other: Path, advance: Callable[[int], None] = lambda done
             found=f"{other}, of {len(added)} generations" if len(added) > 1 else f"{other} twice",
             do="prepare the new text as a corpus of its own, with the same tokenizer and chunk sizes",
         )
+    for directory, manifest in known:
+        if manifest.content_hash == added[0].content_hash:
+            return directory
+    newest = known[-1][1]
     directory = generation_directory(corpus, newest.generation + 1)
     manifest = replace(added[0], generation=newest.generation + 1, parent=newest.manifest_hash)
     manifest.check_follows(newest, other)
     verify.survey(other, advance).check()
+    temporary = durable.temporary_name(directory)
     try:
-        _bring(other, added[0], directory)
-        durable.publish_new(directory / MARKER, manifest.render())
-    except FileExistsError:
-        raise DataError(
-            "the corpus grew meanwhile",
-            expected=f"no {MARKER} in {directory}",
-            found="one of another command",
-            do="run the command again: what it adds then comes after that",
-        ) from None
+        shutil.rmtree(temporary, ignore_errors=True)
+        _bring(other, added[0], temporary)
+        durable.replace(temporary / MARKER, manifest.render())
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+        temporary.rename(directory)  # fails over a directory that holds anything
+        durable.fsync_directory(corpus)
     except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise DataError(
+                "the corpus grew meanwhile, or something else has the name of its next generation",
+                expected=f"nothing at {directory}",
+                found=f"a directory with{'' if (directory / MARKER).exists() else 'out'} {MARKER}",
+                do="run the command again; what has no manifest and no command writes to is to be removed first",
+            ) from None
         raise MachineError(
             "the new generation could not be written; the corpus is as it was",
             expected=f"room for {sum(split.bytes for split in manifest.splits.values()):,} bytes at {directory}",
             found=error.strerror or str(error),
             do="make room there or mend its permissions, and run the command again",
         ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return directory
 
 
 def _bring(source: Path, manifest: Manifest, directory: Path) -> None:
-    """All of its files but the manifest, in an empty directory."""
-    if not (directory / MARKER).exists():
-        shutil.rmtree(directory, ignore_errors=True)  # of a command that was killed
+    """All of its files but the manifest, in a new directory."""
     directory.mkdir()
     index = read_index(source, manifest)
     shards = [shard.file for split in manifest.splits for shard in index.split(split).shards]

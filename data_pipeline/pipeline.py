@@ -63,7 +63,8 @@ class Recipe:
     seed: int = 0
     """Of the held-out choice."""
     max_bad_share: float = 0.01
-    """Unreadable records that are tolerated (and counted), as a share of all; up to `max_bad_run` always are."""
+    """Unreadable records that are tolerated (and counted), as a share of all; up to `max_bad_run` always are.
+    A file without a single good one counts as damaged input."""
     max_bad_run: int = 100
     """Unreadable records in one go after which the file is taken for something else."""
     max_bad_input: float = 0.01

@@ -74,8 +74,8 @@ def _without_a_good_record(work: Work) -> dict[int, dict[str, str]]:
     records, dropped = Counter[int](), Counter[tuple[int, str]]()
     for task in work.tasks:
         counts = counts_of(work, 0, task)
-        records += counts.records
-        dropped += counts.dropped
+        records.update(counts.records)  # `+=` would look through all of them each time
+        dropped.update(counts.dropped)
     found: dict[int, dict[str, str]] = {}
     for number in {number for number, reason in dropped if reason in BAD_REASONS}:
         bad = Counter({reason: dropped[number, reason] for reason in BAD_REASONS if dropped[number, reason]})

@@ -84,9 +84,11 @@ def in_range(*together: Together, **ranges: Range) -> Callable[[F], F]:
     return mark
 
 
-def check_ranges(step: str, function: Callable[..., Any], parameters: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a parameter out of its range, or one with a number in it that is not finite."""
-    for key, value in parameters.items():
+def check_ranges(
+    step: str, function: Callable[..., Any], parameters: Mapping[str, Any], given: Mapping[str, Any]
+) -> None:
+    """Raise ConfigError for a parameter out of its range, or one of those `given` with a number that is not finite."""
+    for key, value in given.items():
         if not _is_finite(value):
             raise _out_of_range(step, f"{key}: a finite number", f"{key}: {value}")
     ranges: Mapping[str, Range] = getattr(function, "ranges", {})

@@ -203,7 +203,7 @@ def _entry(value: Any) -> Entry:
             found=", ".join(map(str, given)) or "no parameters",
             do=f"write `- {name}: {{{missing[0]}: ...}}`",
         )
-    check_ranges(name, function, {**defaults, **given})
+    check_ranges(name, function, {**defaults, **given}, given)
     check_files(name, function, {**defaults, **given})
     return Entry(name, target, {**defaults, **given})
 
@@ -232,7 +232,10 @@ def _kind(default: Any) -> str:
 
 
 def _first_parameter(function: Callable[..., Any]) -> str:
-    return next(iter(inspect.signature(function).parameters), "")
+    try:
+        return next(iter(inspect.signature(function).parameters), "")
+    except (TypeError, ValueError):  # some of Python's own have none
+        return ""
 
 
 def _cause(error: Exception) -> str:
@@ -256,7 +259,8 @@ def _load(name: str, target: str) -> Callable[..., Any]:
         raise ConfigError(
             f"{name} is no step",
             expected="a function whose first parameter is `documents` (a step) or `columns` (a rule)",
-            found=f"{name}{inspect.signature(loaded)}" if callable(loaded) else f"{name}: {type(loaded).__name__}",
+            found=f"{name}: {type(loaded).__name__}"
+            + (f", its first parameter {_first_parameter(loaded) or 'unknown'}" if callable(loaded) else ""),
             do="see data_pipeline/document.py and data_pipeline/rule.py for an example of each",
         )
     return loaded

@@ -74,10 +74,10 @@ class OnRay:
                         waiting.append(task)
                     else:
                         yield amount
-        except Exception:
+        except BaseException as error:
             # Not at an interrupt: whoever is interrupted leaves Ray next, which ends them, and Ray may abort if a task
             # that is being cancelled by force is not yet pending.
-            for reference in running:
+            for reference in running if not isinstance(error, KeyboardInterrupt) else ():
                 ray.cancel(reference, force=True)
             raise
 

@@ -69,7 +69,7 @@ def train(
     if print_config:
         typer.echo(to_yaml(config), nl=False)
     elif dry_run:
-        typer.echo(plan(config, roll_back or None))
+        typer.echo(plan(config, roll_back))
     else:
         start(config, roll_back or None, take_over)
 

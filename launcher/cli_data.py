@@ -198,16 +198,14 @@ def mix(
     from rich.console import Console
 
     from fmscale.corpus.mix import reading_plan, require_epochs
-    from fmscale.corpus.sources import open_run_data
     from fmscale.corpus.stages import never_held
     from launcher.mix import check_plot, save_plot, show
-    from launcher.start import check, check_run
+    from launcher.start import check, open_run
 
     if plot is not None:
         check_plot(plot)
     config = check(config_of(settings))
-    data = open_run_data(config)
-    check_run(config, data)
+    data = open_run(config, note=lambda text: typer.echo(f"note: {text}", err=True))
     plan = reading_plan(config, data)
     if as_json:
         typer.echo(json.dumps(asdict(plan)))

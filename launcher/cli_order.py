@@ -39,15 +39,14 @@ def show(
     from dataclasses import replace
 
     from fmscale.corpus.replay import replay
-    from fmscale.corpus.sources import open_run_data
-    from launcher.start import check, check_run
+    from launcher.start import check, open_run
 
     config = config_of(settings)
     if dp:  # rows of any number of ranks, whatever engine and micro-batch the config has
         config = replace(config, engine="plain", parallel=replace(config.parallel, dp=dp, pp=1))
         config = replace(config, train=replace(config.train, micro_batch=1))
     config = check(config)
-    check_run(config, open_run_data(config))
+    open_run(config, note=lambda text: typer.echo(f"note: {text}", err=True))
     records = replay(config, first, steps, config.parallel.dp)
     if as_json:
         typer.echo(json.dumps(records))

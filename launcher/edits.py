@@ -70,7 +70,8 @@ def edit(
     config = _config(run_dir)
     with contextlib.nullcontext() if dry_run else Lease(run_dir).held():
         # What is to be read no more may be lost with its shard: that is no reason to refuse the edit.
-        data, trained = open_run_data(_lenient(config) if kind == "quarantine" else config), _trained(run_dir, after)
+        trained = trained_last(run_dir, after)  # before the ledger, as in a start
+        data = open_run_data(_lenient(config) if kind == "quarantine" else config)
         steps, consumed = data.order.steps, trained.rows if trained else 0
         if trained is not None:
             require_ledger(trained, data.ledger)
@@ -97,10 +98,14 @@ def log(run_dir: Path) -> tuple[list[Edit], list[str]]:
 
     The ledger is readable when a corpus is damaged, away, or named by a path from another directory.
     """
-    config, notes = _config(run_dir), []
+    config, notes, trained = _config(run_dir), [], None
+    try:
+        trained = trained_last(run_dir)
+    except FmscaleError as error:
+        notes.append(" ".join(str(error).split()))
     ledger, steps = Ledger.load(run_dir / FILE_NAME), step_plan(config)
     try:
-        if (trained := _trained(run_dir, "")) is not None:
+        if trained is not None:
             require_ledger(trained, ledger)
     except FmscaleError as error:
         notes.append(" ".join(str(error).split()))
@@ -121,7 +126,7 @@ def restore(run_dir: Path) -> str:
     Raises CheckpointError without a checkpoint that may be believed, RunHeldError (the run is being trained).
     """
     with Lease(run_dir).held():
-        trained, file = _trained(run_dir, ""), run_dir / FILE_NAME
+        trained, file = trained_last(run_dir), run_dir / FILE_NAME
         if trained is None:
             raise CheckpointError(
                 "there is no checkpoint to take the edit ledger from",
@@ -171,8 +176,9 @@ def _told(entry: Entry, order: Order, config: Config) -> Edit:
     return Edit(entry, order.steps.step_from(entry.from_row), lost, last, unit)
 
 
-def _trained(run_dir: Path, after: str) -> Commit | None:
-    """The checkpoint to go on from."""
+def trained_last(run_dir: Path, after: str = "") -> Commit | None:
+    """The checkpoint to go on from: the newest of the run's history, or the one named `after`. Raises ConfigError if
+    there is none of this name."""
     store = CheckpointStore(run_dir / "checkpoints")
     if not after:
         return next(store.candidates(lambda text: None), None)
@@ -200,14 +206,19 @@ def _first_step(steps: StepPlan, from_step: int, trained: Commit | None) -> Step
 
 def _require_plain(order: Order, step: Step, rows: int) -> None:
     """A skip leaves out what the mixture at its first step would have read: another one must not begin inside."""
-    inside = [entry for entry in order.ledger.entries if step.first_row < entry.from_row < step.first_row + rows]
+    mixed = ("weights", "stages", "source", "generation")
+    inside = [
+        entry.from_row
+        for entry in order.ledger.entries
+        if entry.kind in mixed and step.first_row < entry.from_row < step.first_row + rows
+    ]
     if inside:
-        first = order.steps.step_with(min(entry.from_row for entry in inside)).number
+        first = order.steps.step_with(min(inside)).number
         raise ConfigError(
-            "another edit begins inside of what is to be skipped",
-            expected=f"a skip that ends before step {first}",
+            "another mixture begins inside of what is to be skipped",
+            expected=f"a skip of {first - step.number} steps at most, which ends before step {first}",
             found=f"steps {step.number} to {order.steps.step_with(step.first_row + rows - 1).number}",
-            do=f"skip {first - step.number} steps now, and the others with --from-step {first}",
+            do="skip fewer steps: what a later mixture would have read can be left out from its own step on only",
         )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,15 @@ from fmscale.corpus.order import Order
 from fmscale.corpus.sources import RunData, open_run_data, resolve, without_added
 from fmscale.corpus.stages import never_held
 from fmscale.durable import replace
-from fmscale.errors import ConfigError
+from fmscale.errors import CheckpointError, ConfigError
 from fmscale.observe.metrics import last_step, summary
 from fmscale.training import records
-from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
-from fmscale.training.past import require_past
+from fmscale.training.past import require_ledger, require_order, require_untrained
 from fmscale.validate import validate
 from fmscale.validate_sources import check_source
 from launcher.driver_process import die_with_parent
+from launcher.edits import trained_last
 from launcher.interface import own_address, socket_environment
 from launcher.snapshot import changes, enter
 from launcher.supervise import finished, supervise
@@ -45,21 +46,35 @@ def check(config: Config) -> Config:
     return resolve(config)
 
 
-def check_run(config: Config, data: RunData, roll_back: str | None = None) -> None:
-    """Raise what a start would, unless the run that is there, if any, can go on by these settings and its ledger."""
+def open_run(config: Config, roll_back: str = "", note: Callable[[str], None] | None = None) -> RunData:
+    """The corpora and the order of a run. Raises what a start would, unless the run that is there, if any, can go on by
+    these settings and its ledger.
+
+    roll_back: from that checkpoint. note: is told, in place of an error, of an edit that holds after a roll-back only.
+    """
     changes(config)
-    newest = next(CheckpointStore(config.run_dir / "checkpoints").candidates(lambda text: None), None)
-    if newest is not None and not roll_back:
-        require_past(newest, data)
+    # Before the ledger, which is saved before any checkpoint that holds it: a run may be going on.
+    elsewhere = roll_back and config.checkpoint.remote and not (config.run_dir / "checkpoints" / roll_back).exists()
+    commit = None if elsewhere else trained_last(config.run_dir, roll_back)
+    data = open_run_data(config)
+    if commit is not None:
+        require_ledger(commit, data.ledger)
+        require_order(commit, data)
+        try:
+            require_untrained(commit, data.ledger)
+        except CheckpointError as error:
+            if note is None:
+                raise
+            note(" ".join(str(error).split()))
+    return data
 
 
-def plan(config: Config, roll_back: str | None = None) -> str:
-    """The resolved plan of a run: model, data, steps, ranks. roll_back: as in `start`; what it leaves may be edited."""
+def plan(config: Config, roll_back: str = "") -> str:
+    """The resolved plan of a run: model, data, steps, ranks."""
     from fmscale.observe.flops import parameter_count
 
     config = check(config)
-    data = open_run_data(config)
-    check_run(config, data, roll_back)
+    data = open_run(config, roll_back)
     reading, train = reading_plan(config, data), config.train
     first, unit = data.order.steps.step(1), data.order.row_tokens
     dp = f"dp {config.parallel.dp}" + (f", {config.launch.min_dp} at least," if config.launch.min_dp else "")

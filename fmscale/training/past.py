@@ -12,7 +12,13 @@ def require_past(commit: Commit, data: RunData) -> None:
     """Raise unless a run of `data` may go on from `commit`: DataError for a ledger that is another one, CheckpointError
     for an order that is, and for an entry that changes what was trained."""
     require_ledger(commit, data.ledger)
-    for entry in data.ledger.entries[len(commit.state["ledger"]) :]:
+    require_untrained(commit, data.ledger)
+    require_order(commit, data)
+
+
+def require_untrained(commit: Commit, ledger: Ledger) -> None:
+    """Raise CheckpointError for an entry of `ledger`, that is behind the checkpoint's and changes what it trained."""
+    for entry in ledger.entries[len(commit.state["ledger"]) :]:
         if entry.from_row < commit.rows:
             raise CheckpointError(
                 f"entry {entry.seq} of the edit ledger ({entry.kind}) changes rows that {commit.name} has trained",
@@ -20,7 +26,6 @@ def require_past(commit: Commit, data: RunData) -> None:
                 found=f"from row {entry.from_row}",
                 do="roll back to a checkpoint from before it: `fmscale train ... --roll-back NAME`",
             )
-    require_order(commit, data)
 
 
 def require_ledger(commit: Commit, ledger: Ledger) -> None:

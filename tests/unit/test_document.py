@@ -156,6 +156,24 @@ def odd_value(documents: Iterable[Document]) -> Iterator[Document]:
     return (drop(document, "x", ["x"]) for document in documents)  # type: ignore[arg-type]
 
 
+def many_values(documents: Iterable[Document]) -> Iterator[Document]:
+    return (drop(document, "x", np.array([1.0, 2.0])) for document in documents)  # type: ignore[arg-type]
+
+
+def words_for_counts(documents: Iterable[Document]) -> Iterator[Document]:
+    return (replace(document, tally={"a": "x"}) for document in documents)  # type: ignore[dict-item]
+
+
+def without_tally(documents: Iterable[Document]) -> Iterator[Document]:
+    return (replace(document, tally=None) for document in documents)  # type: ignore[arg-type]
+
+
+def hungry(documents: Iterable[Document]) -> Iterator[Document]:
+    for document in documents:
+        raise MemoryError(f"no room for {document.id}")
+        yield document
+
+
 def no_text_reason(documents: Iterable[Document]) -> Iterator[Document]:
     return (replace(document, dropped=5) for document in documents)  # type: ignore[arg-type]
 
@@ -233,6 +251,9 @@ def stop(documents: Iterable[Document]) -> Iterator[Document]:
         ),
         (no_meta, r"cannot be used\n.*\n  found: meta that is NoneType, of record 0"),
         (odd_value, r"cannot be used\n.*\n  found: found=\['x'\], neither a number nor a text, of record 0"),
+        (many_values, r"cannot be used\n.*\n  found: found=array\(\[1\., 2\.\]\), neither a number"),
+        (words_for_counts, r"cannot be used\n.*\n  found: tally={'a': 'x'}, no whole numbers by name, of record 0"),
+        (without_tally, r"cannot be used\n.*\n  found: tally=None, no whole"),
         (no_text_reason, r"cannot be used\n.*\n  found: dropped=5, no text, of record 0"),
     ],
 )
@@ -281,6 +302,12 @@ def test_what_a_step_says_itself_passes_as_it_is(error: Exception) -> None:
     with pytest.raises(type(error)) as caught:
         list(through(THREE, [speak], raise_for))
     assert caught.value is error
+
+
+def test_a_step_without_memory_is_the_machines_fault() -> None:
+    found = r"found: no room for 0; the last document it was given: record 0 of the input"
+    with pytest.raises(MachineError, match=rf"used up in step hungry\n.*\n  {found}\n  do: run with fewer --workers"):
+        list(through([Document("0", "text")], [hungry], raise_for))
 
 
 def test_values_of_numpy_are_numbers() -> None:

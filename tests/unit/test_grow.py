@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from data_pipeline import grow as grow_module
 from data_pipeline.grow import grow
-from fmscale.corpus.manifest import MARKER
+from fmscale import durable
 from fmscale.corpus.shards import Corpus
 from fmscale.corpus.verify import survey
 from fmscale.errors import ConfigError, DataError, MachineError
@@ -48,9 +51,7 @@ def test_it_has_the_chunks_of_both(base: Path, other: Path, links: bool, monkeyp
     if not links:
 
         def no_link(source: Path, target: Path) -> None:
-            if target.name != MARKER:
-                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
-            shutil.copy(source, target)
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
 
         monkeypatch.setattr(os, "link", no_link)
     assert grow(base, other) == base / "gen-0001"
@@ -65,14 +66,20 @@ def test_it_has_the_chunks_of_both(base: Path, other: Path, links: bool, monkeyp
     survey(base).check()
 
 
-def test_again_and_again_and_after_a_kill(base: Path, other: Path) -> None:
-    (base / "gen-0001").mkdir()
-    (base / "gen-0001" / "train-00007.tar").write_bytes(b"left by a command that was killed")
-    assert [grow(base, other).name, grow(base, other).name] == ["gen-0001", "gen-0002"]
-    report = survey(base)
-    report.check()
-    assert not report.foreign
-    assert len(chunks(base, "train")) == 5 + 3 + 3
+def test_again_adds_nothing_and_a_kill_leaves_nothing_that_counts(base: Path, other: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys; from data_pipeline import grow; from fmscale import durable; bring = grow._bring\n"
+        "grow._bring = lambda *given: (bring(*given), os.kill(os.getpid(), 9))\n"
+        "grow.grow(*map(pathlib.Path, sys.argv[1:]))"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(base), str(other)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len(chunks(base, "train")) == 5
+    make_corpus(tmp_path / "third", chunks=2, seed=2)
+    added = [grow(base, tmp_path / name).name for name in ("other", "other", "third", "other", "third")]
+    assert added == ["gen-0001", "gen-0001", "gen-0002", "gen-0001", "gen-0002"]
+    assert len(chunks(base, "train")) == 5 + 3 + 2
+    survey(base).check()
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_left(base: Path, other: Path, tmp_path: Path) -> None:
@@ -81,7 +88,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(base: Path, other: Pat
     shutil.copytree(other, tmp_path / "damaged")
     damage(tmp_path / "damaged", 1)
     shutil.copytree(other, tmp_path / "grown")
-    grow(tmp_path / "grown", other)
+    grow(tmp_path / "grown", tmp_path / "base")
     before = tree(base)
     for name, error, message in (
         (
@@ -100,7 +107,9 @@ def test_what_does_not_fit_is_refused_and_nothing_is_left(base: Path, other: Pat
         assert tree(base) == before, name
 
 
-def test_a_full_disk_and_another_command_are_told(base: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_and_another_command_are_told(
+    base: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(source: Path, manifest: object, directory: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -109,17 +118,27 @@ def test_a_full_disk_and_another_command_are_told(base: Path, other: Path, monke
         with pytest.raises(MachineError, match=r"the corpus is as it was\n  expected: room for [\d,]+ bytes"):
             grow(base, other)
     bring = grow_module._bring
+    make_corpus(tmp_path / "third", chunks=2, seed=2)
 
     def overtaken(source: Path, manifest: object, directory: Path) -> None:
-        with monkeypatch.context() as patch:
-            patch.setattr(grow_module, "_bring", bring)
-            grow(base, other)
         bring(source, manifest, directory)  # type: ignore[arg-type]
+        monkeypatch.setattr(grow_module, "_bring", bring)
+        monkeypatch.setattr(durable, "temporary_name", lambda path: path.with_name(f".{path.name}.another.tmp"))
+        grow(base, tmp_path / "third")
 
     monkeypatch.setattr(grow_module, "_bring", overtaken)
-    with pytest.raises(DataError, match=r"the corpus grew meanwhile(?s:.*)run the command again"):
+    with pytest.raises(DataError, match=r"the corpus grew meanwhile.*\n.*\n  found: a directory with manifest\.json"):
         grow(base, other)
-    assert len(chunks(base, "train")) == 5 + 3
+    assert len(chunks(base, "train")) == 5 + 2
+    assert grow(base, other).name == "gen-0002"
+    (base / "gen-0003").mkdir()
+    (base / "gen-0003" / "a file").touch()
+    make_corpus(tmp_path / "fourth", chunks=2, seed=3)
+    with pytest.raises(DataError, match=r"found: a directory without manifest\.json\n  do: run .* again; what"):
+        grow(base, tmp_path / "fourth")
+    assert (base / "gen-0003" / "a file").exists()
+    assert not list(base.glob(".gen-*"))
+    survey(base).check()
 
 
 def test_the_command(base: Path, other: Path) -> None:

@@ -102,6 +102,9 @@ def test_a_corpus_of_ours_below_an_input_is_counted_and_not_read(tmp_path: Path)
         assert pinned.left_out["corpus of ours"] == 1
     pinned = pin([str(tmp_path / "raw/deep/corpus/dropped")])
     assert [file.name for file in pinned.files] == ["0.jsonl"]
+    with pytest.raises(DataError, match=r"stands in finished corpora(?s:.*)/\*\.jsonl\n  do: where the files of"):
+        pin([str(tmp_path / "raw/deep/*/dropped/*.jsonl")])
+    assert len(pin([str(tmp_path / "raw/deep/corpus/dropped/*.jsonl")]).files) == 1
     (tmp_path / "raw/deep/b.jsonl").unlink()
     with pytest.raises(DataError, match=r"holds no text\n.*\n  found: .*/deep with 1 corpus of ours"):
         pin([str(tmp_path / "raw/deep")])

@@ -103,6 +103,7 @@ HERE = __name__
         ({f"{HERE}:vowels": {"x": 3}}, r"parameter x\n  expected: no parameters\n  found: x: 3\n  do: leave it"),
         ({f"{HERE}:no_stubs": {"min_characters": "3"}}, r"type\n  expected: min_characters: int.*\n  found: 3 \(str\)"),
         ({f"{HERE}:no_stubs": {"min_characters": True}}, r"wrong type\n.*\n  found: True \(bool\)"),
+        ("builtins:dict", r"dict is no step\n.*\n  found: builtins:dict: type, its first parameter unknown"),
         (f"{HERE}:HERE", r"HERE is no step\n.*\n  found: .*:HERE: str\n"),
         ({"urls": {"domains": "nix"}}, r"type\n  expected: domains: a list of texts, for .*\[\"A\", \"B\"\]\n.*nix"),
         ({"language": {"keep": 3}}, r"type\n  expected: keep: values by name, for .*\{\"en\": 0\.65\}\n  found: 3"),

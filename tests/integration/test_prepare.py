@@ -305,6 +305,7 @@ def test_ctrl_c_says_that_the_work_is_kept(raw: tuple[Path, int], tmp_path: Path
     process = subprocess.Popen(
         [*command, "steps=[tests.raw_text:sleepy]"], stderr=subprocess.PIPE, start_new_session=True, text=True,
         env={**os.environ, "SLEEPY": str(tmp_path / "slept")},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background have it ignored
     )  # fmt: skip
     try:
         wait_for(tmp_path / "slept")

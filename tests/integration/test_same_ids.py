@@ -79,9 +79,9 @@ def test_the_report_and_the_command_tell_them(tmp_path: Path) -> None:
     sizes = ["chunk_tokens=512", "heldout_fraction=0"]
     command = [sys.executable, "-m", "launcher.cli", "data", "prepare", *settings, *sizes, "--workers", "2"]
     done = subprocess.run(command, capture_output=True, text=True)
-    said = f"{sum(expected(2)):,} documents have the id of an earlier one"
-    assert said in done.stdout + done.stderr
-    assert said in page(Report.of(tmp_path / "c"))
+    many = f"{sum(expected(2)):,} documents"
+    assert f"{many} have the id of an earlier one" in done.stdout + done.stderr
+    assert f"{many} came with the id of an earlier one" in page(Report.of(tmp_path / "c"))
 
 
 def test_ids_that_stand_once_and_hashes_of_texts_are_not_told(tmp_path: Path) -> None:

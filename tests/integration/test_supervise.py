@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmscale.errors import CheckpointError, ConfigError, MachineError, StopRequested
+from fmscale.errors import CheckpointError, ConfigError, MachineError
 from fmscale.training.checkpoint import CheckpointStore
 from fmscale.training.lease import Lease
 from launcher import ray_cluster, snapshot, start
-from launcher.supervise import finished, supervise
+from launcher.supervise import finished
 from tests.integration.test_train import config_of
 from tests.runs import TINY, Run
 
@@ -177,14 +177,14 @@ def test_checkpoints_without_their_config_are_refused(tmp_path: Path, words: Pat
         snapshot.enter(config)
 
 
-def test_a_run_whose_time_is_over_starts_no_ranks(tmp_path: Path, words: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time())))
-    with pytest.raises(
-        StopRequested,
-        match=r"stopped by the time limit, between two incarnations\n  found: trained to step 0, newest checkpoint of "
-        r"step 0\n  do: the same command goes on from there",
-    ):
-        supervise(config_of(tmp_path, words, "late", "launch.time_limit_s=50", "launch.grace_s=10"))
+def test_a_run_whose_time_is_over_starts_no_ranks(tmp_path: Path, words: Path) -> None:
+    run = Run(tmp_path, "late", words, ["launch.time_limit_s=50", "launch.grace_s=10"])
+    run.start(env={"SLURM_JOB_END_TIME": str(int(time.time()))})
+    assert run.finish() == 85
+    said = (tmp_path / "late.log").read_text()
+    assert "stopped by the time limit, between two incarnations" in said
+    assert "found: trained to step 0, newest checkpoint of step 0" in said
+    assert "do: the same command goes on from there" in said
 
 
 def test_a_roll_back_is_not_for_torchruns_ranks(tmp_path: Path, words: Path, monkeypatch: pytest.MonkeyPatch) -> None:

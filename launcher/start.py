@@ -94,8 +94,19 @@ def plan(config: Config, roll_back: str = "") -> str:
             lines.append(f"          {cut:,} tokens an epoch at chunks' ends are cut: data.seq_len divides no chunk")
     if len(reading.stages) > 1:
         lines.append(f"stages    {len(reading.stages)}: `fmscale data mix` shows them")
-    notes = never_held(config.data, data.order.steps, reading.tokens // unit) + require_epochs(config, reading)
-    return "\n".join(lines + [f"note      {note}" for note in notes])
+    return "\n".join(lines + [f"note      {note}" for note in _notes(config, data, reading)])
+
+
+def _notes(config: Config, data: RunData, reading: ReadingPlan) -> list[str]:
+    """What the plan does that may not be meant. Raises ConfigError for a source that would be read too often."""
+    rows = reading.tokens // data.order.row_tokens
+    return never_held(config.data, data.order.steps, rows) + require_epochs(config, reading)
+
+
+def _tell_notes(config: Config) -> None:
+    data = open_run_data(config)
+    for note in _notes(config, data, reading_plan(config, data)):
+        print(note)
 
 
 def _work(config: Config, order: Order, reading: ReadingPlan) -> list[str]:
@@ -135,8 +146,7 @@ def start(config: Config, roll_back: str | None = None, take_over: bool = False,
         with Lease(config.run_dir).held(take_over=take_over):
             records.bring_back(config)
         config = check(config)
-    for note in require_epochs(config, reading_plan(config, open_run_data(config))):
-        print(note)
+    _tell_notes(config)
     supervise(config, roll_back, take_over)
     write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})
     print(f"done: {summary_file}; steps with `fmscale runs show {config.run_dir}`")
@@ -188,7 +198,6 @@ def _be_a_rank(config: Config, roll_back: str | None, store: Any) -> None:
             if records.lacking(config):
                 records.bring_back(config)
             enter(config)
-            for note in require_epochs(config, reading_plan(config, open_run_data(config))):
-                print(note)
+            _tell_notes(config)
             run_rank(config, place, LocalLoader)
             write_summary(config.run_dir, {"vocab_size": config.model.vocab_size})

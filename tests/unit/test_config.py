@@ -240,7 +240,10 @@ def test_a_source_has_a_name_that_can_be_used_everywhere(corpus: Path, name: str
 
 
 def test_the_longest_run_that_can_be_counted(corpus: Path) -> None:
-    validate(config_of(corpus, "train.steps=2199023255552"))  # of 32 rows: 2^46
+    most = 2199023255552  # of 32 rows: 2^46
+    validate(config_of(corpus, f"train.steps={most}"))
+    with pytest.raises(ConfigError, match="rows"):
+        validate(config_of(corpus, f"train.steps={most + 1}"))
 
 
 SCHEDULES = """
